@@ -1,0 +1,1 @@
+"""Autoregressive models: they factorise a distribution over an order of its tokens."""

@@ -1,0 +1,1 @@
+"""Building blocks that every model shares: attention and masks, caches, positions, norms, convolutions."""

@@ -1,0 +1,282 @@
+"""Raster GPT: a distribution over sequences, read from a canvas that no row looks ahead on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import close, seeded, tiny_gpt
+
+from minimal.ar.raster import RasterGPT
+from minimal.nn.cache import KVCache, SlidingKVCache, StaticKVCache
+from minimal.statistics import all_sequences, enumerate_joint
+
+
+def random_tokens(model, batch, length=None, seed=0):
+    return torch.randint(model.vocab_size, (batch, length or model.length), generator=seeded(seed))
+
+
+def labels(*values):
+    return torch.tensor(values)
+
+
+# The canvas
+
+
+@pytest.mark.parametrize("grid_width", [None, 4])
+def test_row_j_never_reads_token_j_or_what_follows(grid_width):
+    model = tiny_gpt(grid_width=grid_width)
+    tokens, cond = random_tokens(model, 2), labels(0, 2)
+    logits = model.logits(tokens, cond)
+    for j in range(model.length):
+        other = tokens.clone()
+        other[:, j] = (other[:, j] + 1) % model.vocab_size
+        changed = (model.logits(other, cond) != logits).any(-1)
+        assert not changed[:, : j + 1].any()  # to the last bit
+        assert changed[:, j + 1 :].all()  # and everything behind does read it
+
+
+def test_placeholders_where_nothing_was_sampled_yet_do_not_matter():
+    model, cond = tiny_gpt(), labels(1, 1)
+    tokens = random_tokens(model, 2)
+    for j in range(1, model.length):
+        canvas = tokens.clone()
+        canvas[:, j:] = 0
+        torch.testing.assert_close(model.logits(canvas, cond)[:, j], model.logits(tokens, cond)[:, j], rtol=0, atol=0)
+        torch.testing.assert_close(model.logits(tokens[:, : j + 1], cond)[:, j], model.logits(tokens, cond)[:, j])
+
+
+def test_every_row_depends_on_the_label_and_none_is_the_null_class():
+    model = tiny_gpt()
+    tokens = random_tokens(model, 1)
+    rows = torch.cat([model.logits(tokens, labels(c)) for c in range(4)])
+    assert all((rows[a] != rows[b]).any(-1).all() for a in range(4) for b in range(a))
+    assert torch.equal(model.logits(tokens), rows[3:])  # id num_classes
+
+
+def test_rows_and_columns_tell_places_apart():
+    flat, grid = tiny_gpt(grid_width=None), tiny_gpt(grid_width=4)
+    tokens = random_tokens(flat, 2)
+    assert (flat.logits(tokens) - grid.logits(tokens)).abs().max() > 1e-3  # the same weights, another geometry
+
+
+def test_the_class_stands_before_the_first_token_and_each_token_where_it_is_in_the_image():
+    assert tiny_gpt().coordinates[:6].tolist() == [[-1, -1], [0, 0], [0, 1], [0, 2], [0, 3], [1, 0]]
+    assert tiny_gpt(grid_width=None).coordinates[:3].tolist() == [[-1], [0], [1]]
+
+
+# Caches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 6], [12], [1, 11]])
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_cached_rows_equal_uncached_rows(kv_heads, kind, chunks, dtype):
+    model = tiny_gpt(kv_heads=kv_heads, dtype=dtype)
+    tokens, cond = random_tokens(model, 3), labels(0, 1, 3)
+    cache, parts = model.new_cache(3, kind=kind), []
+    for n in chunks:
+        parts.append(model.logits(tokens, cond, cache=cache, n=n))
+        assert parts[-1].shape == (3, n, model.vocab_size)
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(tokens, cond), **close(dtype))
+    assert torch.as_tensor(cache.length).unique().tolist() == [12]
+
+
+def test_with_a_cache_only_the_rows_that_it_lacks_are_computed():
+    model = tiny_gpt()
+    tokens, cache = random_tokens(model, 2), model.new_cache(2)
+    full = model.logits(tokens)
+    for end, begin in [(1, 0), (4, 1), (5, 4), (12, 5)]:
+        part = model.logits(tokens[:, :end], cache=cache)
+        torch.testing.assert_close(part, full[:, begin:end], **close(torch.float64))
+        assert cache.length == end
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=3), st.integers(1, 3))
+def test_with_a_length_per_row_the_next_n_rows_of_each_are_computed(lengths, n):
+    model = tiny_gpt()
+    tokens, cond = random_tokens(model, 3), labels(0, 1, 2)
+    cache = model.new_cache(3, kind=StaticKVCache)
+    model.logits(tokens, cond, cache=cache, n=9)
+    cache.truncate(torch.tensor(lengths))
+    got, full = model.logits(tokens, cond, cache=cache, n=n), model.logits(tokens, cond)
+    for b, length in enumerate(lengths):
+        torch.testing.assert_close(got[b], full[b, length : length + n], **close(torch.float64))
+
+
+def test_truncate_then_extend_otherwise_equals_a_fresh_run():
+    model = tiny_gpt()
+    tokens, other, cache = random_tokens(model, 2), random_tokens(model, 2, seed=1), model.new_cache(2)
+    other[:, :5] = tokens[:, :5]
+    model.logits(tokens, cache=cache)
+    cache.truncate(6)  # row 5 has read tokens 0 to 4
+    torch.testing.assert_close(model.logits(other, cache=cache), model.logits(other)[:, 6:], **close(torch.float64))
+
+
+def test_new_caches_fit_the_model():
+    model = tiny_gpt(dtype=torch.float32)
+    for kind in (KVCache, StaticKVCache, SlidingKVCache):
+        cache = model.new_cache(3, kind=kind)
+        assert type(cache) is kind and cache.k.shape == cache.v.shape == (2, 3, 1, 12, 8)
+        assert cache.k.dtype == torch.float32
+    assert model.new_cache(1, 7).k.shape[3] == 7
+    assert tiny_gpt(kv_heads=2, dtype=torch.bfloat16).new_cache(1).k.shape[2] == 2
+    assert tiny_gpt(dtype=torch.bfloat16).new_cache(1).k.dtype == torch.bfloat16
+
+
+def test_a_sliding_cache_that_never_overflows_equals_a_full_one():
+    model = tiny_gpt()
+    tokens, cache = random_tokens(model, 2), model.new_cache(2, kind=SlidingKVCache)
+    parts = [model.logits(tokens[:, : j + 1], cache=cache) for j in range(12)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(tokens), **close(torch.float64))
+
+
+# Likelihood
+
+
+@pytest.mark.parametrize("cond", [None, 0, 2])
+def test_the_probabilities_of_all_sequences_sum_to_one(cond):
+    model = tiny_gpt(vocab_size=3, length=4)
+    everything = all_sequences(3, 4)
+    label = None if cond is None else torch.full((81,), cond)
+    logprob = model.logprob(everything, label)
+    assert logprob.shape == (81,)
+    assert logprob.double().exp().sum().item() == pytest.approx(1, abs=1e-6)
+    joint = enumerate_joint(lambda tokens: model.logits(tokens, None if cond is None else label[: len(tokens)]), 4)
+    torch.testing.assert_close(logprob.double().exp(), joint, rtol=1e-5, atol=1e-7)
+
+
+def test_logprob_is_the_sum_of_the_log_probabilities_of_the_tokens():
+    model, cond = tiny_gpt(), labels(0, 1)
+    tokens = random_tokens(model, 2)
+    log_p = model.logits(tokens, cond).log_softmax(-1)
+    for b in range(2):
+        expected = sum(log_p[b, j, x].item() for j, x in enumerate(tokens[b]))
+        assert model.logprob(tokens, cond)[b].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_logprob_keeps_float64_and_widens_bfloat16():
+    tokens = random_tokens(tiny_gpt(), 2)
+    assert tiny_gpt().logprob(tokens).dtype == torch.float64
+    assert tiny_gpt(dtype=torch.bfloat16).logprob(tokens).dtype == torch.float32
+
+
+def test_the_loss_is_minus_logprob_per_token():
+    model, cond = tiny_gpt(), labels(0, 1, 3)
+    tokens = random_tokens(model, 3)
+    loss, logs = model.loss(tokens, cond)
+    assert loss.item() == pytest.approx(-model.logprob(tokens, cond).mean().item() / 12, rel=1e-6)
+    assert logs["nats_per_token"] == loss and not logs["nats_per_token"].requires_grad
+
+
+def test_the_first_prediction_is_uniform():
+    model = RasterGPT(17, 16, num_classes=10, grid_width=4, dim=16, layers=2, heads=2)
+    tokens = random_tokens(model, 4)
+    loss, _ = model.loss(tokens, labels(0, 3, 9, 10))
+    assert loss.item() == pytest.approx(math.log(17), rel=1e-6)
+    torch.testing.assert_close(model.logprob(tokens), torch.full((4,), -16 * math.log(17)))
+
+
+def test_a_tiny_model_learns_four_sequences_by_heart():
+    torch.manual_seed(0)
+    model = RasterGPT(4, 6, num_classes=4, dim=16, layers=1, heads=2, label_dropout=0.0)
+    tokens, cond = random_tokens(model, 4), labels(0, 1, 2, 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, _ = model.loss(tokens, cond)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+# Label dropout
+
+
+def labels_seen(model, cond, **options):
+    """What the network was told when its loss was asked for."""
+    seen, logits = [], model.logits
+    model.logits = lambda tokens, cond: seen.append(cond) or logits(tokens, cond)
+    model.loss(torch.zeros(len(cond), 1, dtype=torch.long), cond, **options)
+    del model.logits
+    return seen[0]
+
+
+def test_labels_drop_to_the_null_class_at_their_rate_and_only_there():
+    model, n, rate = tiny_gpt(label_dropout=0.2, length=4).train(), 20_000, 0.2
+    cond = torch.randint(3, (n,), generator=seeded(1))
+    seen = labels_seen(model, cond, generator=seeded(2))
+    dropped = seen != cond
+    assert (seen[dropped] == model.num_classes).all()
+    assert dropped.double().mean().item() == pytest.approx(rate, abs=4 * (rate * (1 - rate) / n) ** 0.5)
+    assert torch.equal(seen, labels_seen(model, cond, generator=seeded(2)))  # the same seed, the same labels
+    assert not torch.equal(seen, labels_seen(model, cond, generator=seeded(3)))
+
+
+def test_labels_stay_in_eval_mode_and_without_dropout():
+    cond = torch.randint(3, (1000,), generator=seeded(1))
+    assert torch.equal(labels_seen(tiny_gpt(label_dropout=0.5, length=4), cond), cond)
+    assert torch.equal(labels_seen(tiny_gpt(label_dropout=0.0, length=4).train(), cond), cond)
+
+
+# Precision and bad input
+
+
+def test_a_bfloat16_model_predicts_what_the_float32_one_does():
+    exact, rough = tiny_gpt(dtype=torch.float32), tiny_gpt(dtype=torch.bfloat16)
+    tokens, cond = random_tokens(exact, 4), labels(0, 1, 2, 3)
+    p, q = exact.logits(tokens, cond).softmax(-1), rough.logits(tokens, cond).float().softmax(-1)
+    assert rough.logits(tokens, cond).dtype == torch.bfloat16
+    assert ((p - q).abs().sum(-1) / 2).mean() < 0.05
+    loss, _ = rough.loss(tokens, cond)
+    assert loss.item() == pytest.approx(-rough.logprob(tokens, cond).mean().item() / 12, rel=1e-4)
+
+
+def test_the_constructor_is_remembered():
+    model = tiny_gpt()
+    again = RasterGPT(**model.config)
+    again.load_state_dict(model.state_dict())
+    tokens = random_tokens(model, 2)
+    assert torch.equal(again.double().eval().logits(tokens), model.logits(tokens))
+
+
+TOKENS = torch.zeros(2, 12, dtype=torch.long)
+
+BAD = {
+    "float tokens": ((TOKENS.float(),), r"tokens must be long \(B, N\), got torch.float32 \(2, 12\)"),
+    "int tokens": ((TOKENS.int(),), "got torch.int32"),
+    "one sequence without batch": ((TOKENS[0],), r"got torch.int64 \(12,\)"),
+    "an image": ((TOKENS.view(2, 3, 4),), r"got torch.int64 \(2, 3, 4\)"),
+    "token too large": ((TOKENS + 5,), "tokens run from 5 to 5, the vocabulary from 0 to 4"),
+    "token negative": ((TOKENS - 1,), "tokens run from -1 to -1"),
+    "too long": ((torch.zeros(2, 13, dtype=torch.long),), "13 tokens are longer than the context of 12"),
+    "float labels": ((TOKENS, torch.zeros(2)), r"labels must be long \(2,\).* got torch.float32"),
+    "too few labels": ((TOKENS, labels(1)), r"labels must be long \(2,\).* got torch.int64 \(1,\)"),
+    "labels of rank 2": ((TOKENS, labels(1, 1)[:, None]), r"got torch.int64 \(2, 1\)"),
+    "label too large": ((TOKENS, labels(0, 4)), "labels run from 0 to 4; "),
+    "label negative": ((TOKENS, labels(-1, 0)), "labels run from -1 to 0"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_at_every_entrance(what):
+    model, (arguments, message) = tiny_gpt(), BAD[what]
+    for entrance in (model.check, model.logprob, model.loss):
+        with pytest.raises(ValueError, match=message):
+            entrance(*arguments)
+
+
+def test_a_label_beside_the_null_class_needs_a_conditional_model():
+    with pytest.raises(ValueError, match="labels run from 1 to 1"):
+        tiny_gpt(num_classes=0).logprob(TOKENS, labels(1, 1))
+    assert tiny_gpt(num_classes=0).logprob(TOKENS, labels(0, 0)).shape == (2,)  # the null class itself
+
+
+def test_with_a_length_per_row_the_number_of_rows_must_be_given():
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match="how many rows"):
+        model.logits(TOKENS, cache=model.new_cache(2, kind=StaticKVCache))
