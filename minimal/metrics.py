@@ -55,15 +55,25 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return distance.clamp(min=0).item()
 
 
-def frechet_floor(features: Tensor, n: int, generator: torch.Generator | None = None) -> float:
+def frechet_floor(
+    features: Tensor, n: int, generator: torch.Generator | None = None, *, labels: Tensor | None = None
+) -> float:
     """Fréchet distance between two disjoint random sets of `n` real images each, averaged over 10 draws.
 
-    It is not zero: covariances of few images are noisy, and the distance counts the noise. No model gets below it.
+    It is not zero: covariances of few images are noisy, and the distance counts the noise. Most of it comes from how
+    many images of each class a draw happens to hold. Samples that were drawn with balanced labels lack that noise, so
+    give the `labels` (N,) of the real images to compare with them: then both sets hold the classes in the same shares.
     """
     if not 2 <= n <= len(features) // 2:
         raise ValueError(f"two disjoint sets of {n} need 2 <= n <= {len(features) // 2}, got {len(features)} features")
-    draws = [features[torch.randperm(len(features), generator=generator)[: 2 * n]] for _ in range(10)]
-    return sum(frechet_distance(*draw.split(n)) for draw in draws) / len(draws)
+    labels = torch.zeros(len(features), dtype=torch.long) if labels is None else labels.cpu()
+    distances = []
+    for _ in range(10):
+        order = torch.randperm(len(features), generator=generator)
+        order = order[labels[order].argsort(stable=True)]  # random within each class
+        chosen = features[order[torch.arange(2 * n) * len(features) // (2 * n)]]  # evenly spread over the classes
+        distances.append(frechet_distance(chosen[::2], chosen[1::2]))
+    return sum(distances) / len(distances)
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:

@@ -85,6 +85,15 @@ def test_the_floor_falls_with_the_number_of_images_and_repeats_with_the_seed():
         metrics.frechet_floor(features, 501)
 
 
+def test_with_labels_the_floor_compares_sets_with_equal_shares_of_the_classes():
+    # Images of one class are all alike, so two sets with the same classes are the same set.
+    labels = torch.arange(4).repeat_interleave(torch.tensor([4, 8, 8, 12]))
+    features = noise(4, 3)[labels]
+    assert metrics.frechet_floor(features, 16, labels=labels) == pytest.approx(0, abs=1e-10)
+    assert metrics.frechet_floor(features, 8, labels=labels) == pytest.approx(0, abs=1e-10)
+    assert metrics.frechet_floor(features, 16, torch.Generator().manual_seed(0)) > 0.01
+
+
 # Kernel distance
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minimal.flows.path import Path
 from minimal.flows.velocity_net import VelocityNet
+from minimal.nn.labels import check_labels, drop_labels
 from minimal.nn.module import arguments
 
 
@@ -51,11 +52,12 @@ class FlowMatching(nn.Module):
     def loss(self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict]:
         """Mean squared error of the velocity over a batch x1 (B, ...) with labels (B,)."""
         self.check(x1, cond)
-        cond = self.drop_labels(cond, generator)
+        if self.training:
+            cond = drop_labels(cond, self.label_dropout, self.num_classes, generator)
         t = self.sample_times(len(x1), generator).to(x1)
         x0 = torch.randn(x1.shape, generator=generator).to(x1)
         x_t, v = self.path.point(x0, x1, t), self.path.velocity(x0, x1, t)
-        loss = (self.net(x_t, t, cond) - v).square().mean()
+        loss = (self.velocity(x_t, t, cond) - v).square().mean()
         return loss, {"mse": loss.detach()}
 
     def sample_times(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -65,21 +67,10 @@ class FlowMatching(nn.Module):
         mean, deviation = self.logit_normal
         return (mean + deviation * torch.randn(n, generator=generator)).sigmoid()
 
-    def drop_labels(self, cond: Tensor | None, generator: torch.Generator | None = None) -> Tensor | None:
-        """In training mode a share `label_dropout` of the labels becomes the null class."""
-        if cond is None or not self.training:
-            return cond
-        drop = torch.rand(len(cond), generator=generator).to(cond.device) < self.label_dropout
-        return cond.masked_fill(drop, self.num_classes)
-
     def check(self, x: Tensor, cond: Tensor | None = None) -> None:
         """Raise a ValueError that says what is wrong with a batch."""
         if x.shape[1:] != self.shape or not x.is_floating_point():
             raise ValueError(f"examples must be float (B, {', '.join(map(str, self.shape))}), got {x.dtype} {tuple(x.shape)}")
         if not x.isfinite().all():
             raise ValueError("the batch has NaN or inf; look at the data")
-        if cond is not None:
-            if cond.dtype != torch.long or cond.shape != x.shape[:1]:
-                raise ValueError(f"labels must be long ({len(x)},), got {cond.dtype} {tuple(cond.shape)}")
-            if cond.numel() and not 0 <= cond.min() <= cond.max() <= self.num_classes:
-                raise ValueError(f"labels run from {cond.min()} to {cond.max()}; classes are 0 to {self.num_classes - 1}, {self.num_classes} is none")
+        check_labels(cond, len(x), self.num_classes)

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from minimal.flows.flow_matching import FlowMatching
+from minimal.nn.labels import drop_labels
 
 
 class MeanFlow(FlowMatching):
     """Flow matching with a second time. A share `flow_share` of each batch has r = t."""
 
     num_times = 2
-    flow_share = 0.5
+    flow_share = 0.75
 
     def average_velocity(self, x: Tensor, t: Tensor, r: Tensor, cond: Tensor | None = None) -> Tensor:
         """u(x, t, r): the mean of the velocity from time t (B,) to time r (B,), starting at x (B, ...)."""
@@ -44,7 +45,8 @@ class MeanFlow(FlowMatching):
     def loss(self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict]:
         """Mean squared violation of the identity over a batch x1 (B, ...) with labels (B,)."""
         self.check(x1, cond)
-        cond = self.drop_labels(cond, generator)
+        if self.training:
+            cond = drop_labels(cond, self.label_dropout, self.num_classes, generator)
         t, r = (time.to(x1) for time in self.sample_intervals(len(x1), generator))
         x0 = torch.randn(x1.shape, generator=generator).to(x1)
         x_t, v = self.path.point(x0, x1, t), self.path.velocity(x0, x1, t)

@@ -8,7 +8,7 @@ position, N in all, and returns the same logits: the samples are equal, token fo
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
+from tqdm import trange
 
 from minimal.nn.cache import KVCache
 from minimal.samplers.logits import check_filters, draw, uniform_noise

@@ -80,6 +80,7 @@ def test_a_conditioned_block_starts_as_the_identity_also_after_the_weights_were_
     init_weights(block, layers=2)
     assert torch.equal(block(x, cond=cond), x)
     assert block.attention.qkv.weight.abs().max() > 0
+    assert block.norm1.weight is None and block.norm2.weight is None  # the condition does their work
 
 
 def test_a_condition_shifts_scales_and_gates_both_branches():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import seeded
 
@@ -133,9 +133,11 @@ weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max
 noise = st.one_of(st.sampled_from([0.0, 2.0**-24, 0.5, BELOW_ONE, 1 - 2.0**-53]), st.floats(0, BELOW_ONE))
 
 
+@example([1.0, 2.0, 0.0], 1 - 2.0**-53, torch.float32)  # as float32 this u is 1
+@example([0.0, 1.0], 0.0, torch.float32)
 @given(weights, noise, st.sampled_from([torch.float32, torch.float64]))
 def test_a_token_of_probability_zero_is_never_drawn(p, u, dtype):
-    p, u = torch.tensor(p, dtype=dtype), torch.tensor(u, dtype=torch.float64)  # 1 - 2^-53 is 1 in float32
+    p, u = torch.tensor(p, dtype=dtype), torch.tensor(u, dtype=torch.float64)
     token = inverse_cdf(p, u)
     assert 0 <= token < len(p) and p[token] > 0
     cumulative = p.double().cumsum(0) / p.double().sum()  # and it is the token whose interval holds u

@@ -84,6 +84,15 @@ def test_a_guess_that_the_target_rules_out_is_refused_whatever_the_coin():
     assert kept.tolist() == [0] and token.tolist() == [1]
 
 
+def test_a_refusal_by_rounding_alone_draws_from_the_target():
+    q = torch.tensor([[[0.5, 0.5]]])
+    p = torch.nextafter(q, torch.zeros(1)).repeat(1, 2, 1)  # nowhere above q, so that nothing is left to repair with
+    coins = torch.full((1, 1), 1 - 2.0**-24)
+    for u, expected in ((0.2, 0), (0.8, 1)):
+        kept, token = verify(p, q, torch.tensor([[0]]), coins, torch.full((1, 2), u))
+        assert kept.tolist() == [0] and token.tolist() == [expected]
+
+
 # The sampler, on enumerable targets
 
 

@@ -1,0 +1,236 @@
+"""The tour: the whole course in small. Train one model on real digits, then draw from it in every way we know.
+
+    minimal tour        trains for about a minute, prints one table, draws one picture
+
+Rows of the table are entries of `ROWS`. A sampler that keeps the model must either give the same tokens as the plain
+sampler from the same noise, which is checked here, or the same distribution, which the tests prove by chi-square.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minimal import checkpoints, data, recipes, viz
+from minimal.ar.histogram import Histogram
+from minimal.metrics import label_accuracy
+from minimal.samplers.cached import sample_cached, sample_uncached
+from minimal.samplers.flow import sample_flow, sample_flow_map
+from minimal.samplers.guidance import Guided
+from minimal.samplers.jacobi import sample_jacobi
+from minimal.samplers.speculative import sample_speculative
+from minimal.samplers.trace import Sample, multiply_adds
+
+GUIDANCE = 1.5
+
+
+@dataclass
+class Models:
+    """What the rows draw from. `pixels`, `draft` and `codes` are guided token models."""
+
+    pixels: nn.Module
+    draft: nn.Module
+    pixel_tokenizer: nn.Module
+    codes: nn.Module
+    code_tokenizer: nn.Module
+    flow: nn.Module
+    mean_flow: nn.Module
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `draw(models, n, cond=, generator=)` samples; `tokenizer` names who decodes its tokens."""
+
+    name: str
+    draw: Callable[..., Sample]
+    promise: str
+    tokenizer: str = "pixel_tokenizer"
+
+    def images(self, models: Models, sample: Sample) -> Tensor:
+        return sample.images if sample.tokens is None else getattr(models, self.tokenizer).decode(sample.tokens)
+
+
+ROWS = [
+    Row("pixels, no cache", lambda m, n, **o: sample_uncached(m.pixels, n, **o), "the reference"),
+    Row("pixels, cached", lambda m, n, **o: sample_cached(m.pixels, n, **o), "same tokens"),
+    Row("pixels, speculative", lambda m, n, **o: sample_speculative(m.pixels, m.draft, n, k=6, **o), "same distribution"),
+    Row("pixels, Jacobi", lambda m, n, **o: sample_jacobi(m.pixels, n, block=16, **o), "same tokens"),
+    Row("VQ codes, cached", lambda m, n, **o: sample_cached(m.codes, n, **o), "another model", "code_tokenizer"),
+    Row("flow, 50 steps", lambda m, n, **o: sample_flow(m.flow, n, num_steps=50, guidance_scale=GUIDANCE, **o), "another model"),
+    Row("flow, 10 steps", lambda m, n, **o: sample_flow(m.flow, n, num_steps=10, guidance_scale=GUIDANCE, **o), "another model"),
+    Row("mean flow, 1 step", lambda m, n, **o: sample_flow_map(m.mean_flow, n, num_steps=1, **o), "another model"),
+]
+
+
+@dataclass
+class Result:
+    """One line of the finished table; `images` has `per_class` samples of every class, class by class."""
+
+    row: Row
+    images: Tensor
+    forwards: dict[str, float]  # per image and network
+    multiply_adds: float  # per image
+    milliseconds: float  # per image, drawn one at a time
+    accuracy: float  # share of samples in which the judge sees the label
+    promise: str
+
+
+def main(data: str = "digits", steps: int | None = None, seed: int = 0, out: str | None = None, device: str = "cpu") -> None:
+    """Train, sample, print the table and save the picture to `out` (default: tour_<data>.png)."""
+    started = time.perf_counter()
+    models, judge, real = build(data, steps, seed, device)
+    results = compare(models, judge, seed=seed)
+    print("\n" + table(results))
+    path = Path(out or f"tour_{data}.png")
+    picture(results, real).savefig(path, dpi=160)
+    print(f"\nPicture: {path}. {time.perf_counter() - started:.0f} seconds in all.")
+
+
+# Models
+
+
+def build(name: str, steps: int | None = None, seed: int = 0, device: str = "cpu") -> tuple[Models, nn.Module, data.Images]:
+    """Train the pixel model and its draft, load or train the others. Returns models, judge, and real test images."""
+    if name not in TOURS:
+        raise ValueError(f"the tour knows {', '.join(TOURS)}, not {name!r}")
+    tour = TOURS[name]
+    train, test = tour.load("train"), tour.load("test")
+    encode = recipes.pixel_tokenizer(train).encode
+    pixels, draft = recipes.pixel_gpt(train), recipes.pixel_gpt(train, **recipes.DRAFT)
+    steps = steps or tour.steps
+    print(f"{len(train):,} training images of {name}, {pixels.length} pixels each, {train.num_classes} classes")
+    recipes.fit_tokens(pixels, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, desc="pixel transformer")
+    recipes.fit_tokens(draft, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, lr=4e-3, desc="its draft")
+    print(likelihoods(pixels, encode, train, test))
+    others = {role: module.to(device) for role, module in tour.others(seed, device).items()}
+    models = Models(Guided(pixels, GUIDANCE), Guided(draft, GUIDANCE), recipes.pixel_tokenizer(train), **others)
+    models.codes = Guided(models.codes, GUIDANCE)
+    return models, checkpoints.load(tour.judge, device), test
+
+
+def likelihoods(model: nn.Module, encode: Callable, train: data.Images, test: data.Images) -> str:
+    """Bits per dimension of held-out images, under models that use more and more of what is known."""
+    dims, levels = model.length, model.vocab_size
+    counts = Histogram(encode(train.images), levels, train.labels, train.num_classes)
+    lines = [
+        ("uniform", torch.tensor(levels).log2().item()),
+        ("a histogram per pixel", recipes.bits(counts, encode, test, dims, labelled=False)["bits_per_dim"]),
+        ("a histogram per pixel and class", recipes.bits(counts, encode, test, dims)["bits_per_dim"]),
+        ("the transformer, not told the class", recipes.bits(model, encode, test, dims, labelled=False)["bits_per_dim"]),
+        ("the transformer, told the class", recipes.bits(model, encode, test, dims)["bits_per_dim"]),
+    ]
+    return "\n".join(["bits per dimension on the test images", *(f"  {name:38s} {value:.3f}" for name, value in lines)])
+
+
+def shipped(seed: int, device: str) -> dict[str, nn.Module]:
+    """The other networks of the digits come as checkpoints; `minimal train NAME` makes each anew."""
+    names = {"codes": "digits_vq_prior", "code_tokenizer": "digits_vq", "flow": "digits_flow", "mean_flow": "digits_mean_flow"}
+    return {role: checkpoints.load(name, device) for role, name in names.items()}
+
+
+def mnist(split: str) -> data.Images:
+    """MNIST at 14 x 14 pixels: 196 tokens instead of 784."""
+    return data.load("mnist", split, size=14)
+
+
+@dataclass(frozen=True)
+class Tour:
+    """A data set that the tour can visit."""
+
+    load: Callable[[str], data.Images]
+    steps: int  # of live training
+    judge: str
+    others: Callable[[int, str], dict[str, nn.Module]]
+
+
+TOURS = {
+    "digits": Tour(recipes.digits, steps=600, judge="judge_digits", others=shipped),
+    "mnist": Tour(mnist, steps=300, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)),
+}
+
+
+# Comparing samplers
+
+
+def compare(models: Models, judge: nn.Module, rows: list[Row] = ROWS, per_class: int = 10, seed: int = 0, progress: bool = True) -> list[Result]:
+    """Draw `per_class` samples of every class with every row, from the same seed; then one at a time, for the clock."""
+    device = next(judge.parameters()).device
+    labels = torch.arange(models.pixels.num_classes, device=device).repeat_interleave(per_class)
+    noise = lambda: torch.Generator().manual_seed(seed)  # noqa: E731
+    samples = {row.name: row.draw(models, len(labels), cond=labels, generator=noise()) for row in tqdm(rows, desc="drawing", disable=not progress)}
+    milliseconds = latencies(models, rows, labels[:1], noise)
+    results = []
+    for row in rows:
+        sample = samples[row.name]
+        images = row.images(models, sample).clamp(-1, 1)
+        results.append(
+            Result(
+                row,
+                images,
+                {name: count / len(labels) for name, count in sample.trace.rows.items()},
+                multiply_adds(lambda: row.images(models, row.draw(models, 1, cond=labels[:1], generator=noise()))),
+                milliseconds[row.name],
+                label_accuracy(judge, images, labels),
+                kept_promise(row, sample, samples),
+            )
+        )
+    return results
+
+
+def latencies(models: Models, rows: list[Row], label: Tensor, noise: Callable, rounds: int = 3) -> dict[str, float]:
+    """Median milliseconds to draw and decode a single image; the rows take turns."""
+    times = {row.name: [] for row in rows}
+    for _ in range(rounds):
+        for row in rows:
+            start = time.perf_counter()
+            row.images(models, row.draw(models, 1, cond=label, generator=noise())).sum().item()
+            times[row.name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def kept_promise(row: Row, sample: Sample, samples: dict[str, Sample]) -> str:
+    """What the row promises; where it promises the reference's tokens, how many of them really are equal."""
+    if row.promise != "same tokens":
+        return row.promise
+    reference = samples[ROWS[0].name].tokens
+    equal = (sample.tokens == reference).float().mean().item()
+    return "same tokens" if equal == 1 else f"{equal:.2%} same tokens"
+
+
+def table(results: list[Result]) -> str:
+    """The results as text."""
+    head = f"{'sampler':22s}{'forwards':>9s}{'+ draft':>9s}{'M mult-adds':>13s}{'ms':>8s}{'judge':>8s}   exact?"
+    lines = [head, f"{'':22s}{'per image':>9s}{'per image':>9s}{'per image':>13s}{'one':>8s}{'agrees':>8s}"]
+    for r in results:
+        draft = r.forwards.get("draft")
+        main_forwards = sum(count for name, count in r.forwards.items() if name != "draft")
+        lines.append(
+            f"{r.row.name:22s}{main_forwards:9.1f}{'' if draft is None else f'{draft:.1f}':>9s}{r.multiply_adds / 1e6:13.1f}"
+            f"{r.milliseconds:8.1f}{r.accuracy:8.0%}   {r.promise}"
+        )
+    return "\n".join(lines)
+
+
+def picture(results: list[Result], real: data.Images) -> Figure:
+    """Samples of every row, one column per class, beside the number of forwards that an image waits for."""
+    with viz.style():
+        figure = Figure(figsize=(9.5, 0.62 * (len(results) + 1) + 0.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 1.25))
+        classes = results[0].images.unflatten(0, (real.num_classes, -1))[:, 0]
+        first = [int((real.labels == c).nonzero()[0]) for c in range(len(classes))]
+        rows = [real.images[first], *(r.images.cpu().unflatten(0, (real.num_classes, -1))[:, 0] for r in results)]
+        viz.image_grid(torch.cat(rows), ncol=real.num_classes, row_labels=["real images", *(r.row.name for r in results)], ax=left)
+        forwards = [sum(count for name, count in r.forwards.items() if name != "draft") for r in results]
+        y = torch.arange(1, len(results) + 1).tolist()
+        right.barh(y, forwards, height=0.55)
+        right.set(xscale="log", xlabel="forwards per image", yticks=[], ylim=(len(results) + 0.5, -0.5))
+        for position, value in zip(y, forwards):
+            right.text(value * 1.1, position, f"{value:.0f}", va="center")
+        right.set_xlim(0.7, 200)
+    return figure

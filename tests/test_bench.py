@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from minimal import bench
+from minimal.ar.raster import RasterGPT
+from minimal.samplers.cached import sample_cached
+from minimal.samplers.fast import FastRaster
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_the_peer_with_our_weights_decodes_our_tokens(kv_heads):
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = RasterGPT(50, 24, dim=32, layers=2, heads=4, kv_heads=kv_heads, hidden=64).eval()
+    torch.nn.init.normal_(model.head.weight)
+    peer, prompt = bench.llama_peer(model), torch.full((2, 1), 50)
+    theirs = peer.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0)[:, 1:]
+    for ours in (model, FastRaster(model)):
+        assert torch.equal(sample_cached(ours, 2, temperature=0).tokens, theirs)
+
+
+def test_cases_of_a_race_take_turns_and_the_first_round_warms_up():
+    order = []
+    bench.race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+
+
+def test_the_floor_multiplies_as_much_as_the_model_does():
+    from minimal.samplers.trace import multiply_adds
+
+    fast = FastRaster(RasterGPT(bench.VOCAB, bench.TOKENS, dim=32, layers=2, heads=2, hidden=64))
+    floor = multiply_adds(bench.bare_products(fast, 1))
+    assert floor == multiply_adds(lambda: sample_cached(fast, 1, temperature=0))
+
+
+def test_an_unknown_job_is_a_clear_error():
+    with pytest.raises(ValueError, match="decode"):
+        bench.main("encode")
