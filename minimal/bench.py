@@ -75,14 +75,20 @@ def decode(device: str = "cpu", rounds: int = 5) -> None:
             prompt = torch.full((batch, 1), VOCAB, device=device)
             options = dict(max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
             cases["transformers, dynamic cache"] = lambda: peer.generate(prompt, **options)
-            cases["transformers, static cache"] = lambda: peer.generate(prompt, cache_implementation="static", **options)
+            cases["transformers, static cache"] = lambda: peer.generate(
+                prompt, cache_implementation="static", **options
+            )
             same = peer.generate(prompt, **options)[:, 1:]
             for name, ours in (("cached", model), ("fast step", fast)):
                 different = int((sample_cached(ours, batch, temperature=0).tokens != same).sum())
-                print(f"batch {batch}: minimal, {name}: {different} of {same.numel()} greedy tokens differ from transformers'")
+                print(
+                    f"batch {batch}: minimal, {name}: {different} of {same.numel()} greedy tokens differ from transformers'"
+                )
         else:
             print("transformers is not installed: pip install 'minimal[bench]' for the peers")
-        report(f"decode, batch {batch}", race(cases, rounds, device), batch * TOKENS, base="transformers, dynamic cache")
+        report(
+            f"decode, batch {batch}", race(cases, rounds, device), batch * TOKENS, base="transformers, dynamic cache"
+        )
 
 
 JOBS["decode"] = decode
@@ -129,13 +135,24 @@ def llama_peer(model: RasterGPT):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     attention = model.blocks[0].attention
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=model.vocab_size + 1, hidden_size=model.head.in_features, intermediate_size=model.blocks[0].feed_forward.out.in_features,
-            num_hidden_layers=len(model.blocks), num_attention_heads=attention.heads, num_key_value_heads=attention.kv_heads,
-            rms_norm_eps=model.norm.eps, max_position_embeddings=2 * model.length, tie_word_embeddings=False, eos_token_id=None,
+    peer = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=model.vocab_size + 1,
+                hidden_size=model.head.in_features,
+                intermediate_size=model.blocks[0].feed_forward.out.in_features,
+                num_hidden_layers=len(model.blocks),
+                num_attention_heads=attention.heads,
+                num_key_value_heads=attention.kv_heads,
+                rms_norm_eps=model.norm.eps,
+                max_position_embeddings=2 * model.length,
+                tie_word_embeddings=False,
+                eos_token_id=None,
+            )
         )
-    ).eval().to(model.head.weight.device)
+        .eval()
+        .to(model.head.weight.device)
+    )
 
     def halves(weight: Tensor) -> Tensor:
         """Rows of each head from interleaved pairs to two halves."""

@@ -77,7 +77,11 @@ def frechet_floor(
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared maximum mean discrepancy with a cubic kernel (KID, 1801.01401): unbiased, so it may fall below 0."""
+    """Squared maximum mean discrepancy with a cubic kernel (KID, 1801.01401): unbiased, so it may fall below 0.
+
+    Unbiased for independent draws, that is. Two sets with the classes in equal shares agree better than that, and come
+    out somewhat below 0 when they are equally good.
+    """
     a, b = _features(features_a, features_b)
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -74,13 +74,23 @@ def fit_tokens(
         return -model.logprob(held_out, labels).mean().item() / model.length
 
     return fit(
-        model, batch, adamw(model, lr), steps=steps, batch_size=batch_size, seed=seed, ema=EMA(model, 0.995),
-        validate=nats_per_token, validate_every=max(1, min(100, steps // 4)), **options,
+        model,
+        batch,
+        adamw(model, lr),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        ema=EMA(model, 0.995),
+        validate=nats_per_token,
+        validate_every=max(1, min(100, steps // 4)),
+        **options,
     )
 
 
 @torch.inference_mode()
-def bits(model: nn.Module, encode: Callable[[Tensor], Tensor], images: Images, dims: int, labelled: bool = True) -> dict[str, float]:
+def bits(
+    model: nn.Module, encode: Callable[[Tensor], Tensor], images: Images, dims: int, labelled: bool = True
+) -> dict[str, float]:
     """Bits per dimension of held-out images, and the standard error of their mean."""
     device = next(model.parameters()).device
     labels = images.labels.to(device) if labelled else None
@@ -96,7 +106,9 @@ def pixel_tokenizer(data: Images) -> PixelTokenizer:
 def pixel_gpt(data: Images, dim: int = 96, layers: int = 4, heads: int = 4, dropout: float = 0.2) -> RasterGPT:
     """An untrained model of those tokens, conditional on the label."""
     height, width = data.image_shape[1:]
-    return RasterGPT(17, height * width, data.num_classes, grid_width=width, dim=dim, layers=layers, heads=heads, dropout=dropout)
+    return RasterGPT(
+        17, height * width, data.num_classes, grid_width=width, dim=dim, layers=layers, heads=heads, dropout=dropout
+    )
 
 
 DRAFT = {"dim": 32, "layers": 1, "heads": 2, "dropout": 0.0}  # one layer of a third of the width
@@ -131,7 +143,9 @@ def train_pixels(size: dict, seed: int = 0, **options) -> Trained:
 # Tokenizers, and a model of their tokens
 
 
-def fit_vq(tokenizer: VQTokenizer, data: Callable[[str], Images], *, steps: int, seed: int = 0, device: str = "cpu", **options):
+def fit_vq(
+    tokenizer: VQTokenizer, data: Callable[[str], Images], *, steps: int, seed: int = 0, device: str = "cpu", **options
+):
     """Train a tokenizer on shifted images; keep the averaged weights with the lowest validation error."""
     train, held_out = data("train"), data("validation").images.to(device)
     tokenizer.to(device)
@@ -143,7 +157,16 @@ def fit_vq(tokenizer: VQTokenizer, data: Callable[[str], Images], *, steps: int,
     def error(step: int) -> float:
         return (tokenizer.decode(tokenizer.encode(held_out)) - held_out).square().mean().item()
 
-    return fit(tokenizer, batch, adamw(tokenizer, 2e-3), steps=steps, seed=seed, validate=error, validate_every=min(200, steps), **options)
+    return fit(
+        tokenizer,
+        batch,
+        adamw(tokenizer, 2e-3),
+        steps=steps,
+        seed=seed,
+        validate=error,
+        validate_every=min(200, steps),
+        **options,
+    )
 
 
 def digits_vq(steps: int = 3000, seed: int = 0, **options) -> Trained:
@@ -194,9 +217,17 @@ def fit_flow(
         return FlowMatching.loss(model, x1, cond)[0].item()
 
     return fit(
-        model, (train.images.to(device), train.labels.to(device)), adamw(model, 2e-3, weight_decay=0.01), steps=steps,
-        batch_size=256, seed=seed, ema=EMA(model, 0.999), validate=held_out, validate_every=max(1, min(500, steps)),
-        keep_best=False, **options,
+        model,
+        (train.images.to(device), train.labels.to(device)),
+        adamw(model, 2e-3, weight_decay=0.01),
+        steps=steps,
+        batch_size=256,
+        seed=seed,
+        ema=EMA(model, 0.999),
+        validate=held_out,
+        validate_every=max(1, min(500, steps)),
+        keep_best=False,
+        **options,
     )
 
 
@@ -243,7 +274,15 @@ def tour_networks(data: Callable[[str], Images], seed: int = 0, device: str = "c
     tokenizer = VQTokenizer(shape, codebook_size=128, decay=0.98)
     fit_vq(tokenizer, data, steps=600, seed=seed, device=device, desc="VQ-VAE")
     codes = code_gpt(tokenizer, classes)
-    fit_tokens(codes, lambda x: tokenizer.encode(x.to(device)), data, steps=400, seed=seed, device=device, desc="transformer over codes")
+    fit_tokens(
+        codes,
+        lambda x: tokenizer.encode(x.to(device)),
+        data,
+        steps=400,
+        seed=seed,
+        device=device,
+        desc="transformer over codes",
+    )
     flow, mean_flow = FlowMatching(shape, classes), MeanFlow(shape, classes)
     fit_flow(flow, data, steps=2000, seed=seed, device=device, desc="flow matching")
     fit_flow(mean_flow, data, steps=2000, seed=seed, device=device, desc="mean flow")

@@ -59,11 +59,21 @@ class Row:
 ROWS = [
     Row("pixels, no cache", lambda m, n, **o: sample_uncached(m.pixels, n, **o), "the reference"),
     Row("pixels, cached", lambda m, n, **o: sample_cached(m.pixels, n, **o), "same tokens"),
-    Row("pixels, speculative", lambda m, n, **o: sample_speculative(m.pixels, m.draft, n, k=6, **o), "same distribution"),
+    Row(
+        "pixels, speculative", lambda m, n, **o: sample_speculative(m.pixels, m.draft, n, k=6, **o), "same distribution"
+    ),
     Row("pixels, Jacobi", lambda m, n, **o: sample_jacobi(m.pixels, n, block=16, **o), "same tokens"),
     Row("VQ codes, cached", lambda m, n, **o: sample_cached(m.codes, n, **o), "another model", "code_tokenizer"),
-    Row("flow, 50 steps", lambda m, n, **o: sample_flow(m.flow, n, num_steps=50, guidance_scale=GUIDANCE, **o), "another model"),
-    Row("flow, 10 steps", lambda m, n, **o: sample_flow(m.flow, n, num_steps=10, guidance_scale=GUIDANCE, **o), "another model"),
+    Row(
+        "flow, 50 steps",
+        lambda m, n, **o: sample_flow(m.flow, n, num_steps=50, guidance_scale=GUIDANCE, **o),
+        "another model",
+    ),
+    Row(
+        "flow, 10 steps",
+        lambda m, n, **o: sample_flow(m.flow, n, num_steps=10, guidance_scale=GUIDANCE, **o),
+        "another model",
+    ),
     Row("mean flow, 1 step", lambda m, n, **o: sample_flow_map(m.mean_flow, n, num_steps=1, **o), "another model"),
 ]
 
@@ -81,7 +91,9 @@ class Result:
     promise: str
 
 
-def main(data: str = "digits", steps: int | None = None, seed: int = 0, out: str | None = None, device: str = "cpu") -> None:
+def main(
+    data: str = "digits", steps: int | None = None, seed: int = 0, out: str | None = None, device: str = "cpu"
+) -> None:
     """Train, sample, print the table and save the picture to `out` (default: tour_<data>.png)."""
     started = time.perf_counter()
     models, judge, real = build(data, steps, seed, device)
@@ -95,7 +107,9 @@ def main(data: str = "digits", steps: int | None = None, seed: int = 0, out: str
 # Models
 
 
-def build(name: str, steps: int | None = None, seed: int = 0, device: str = "cpu") -> tuple[Models, nn.Module, data.Images]:
+def build(
+    name: str, steps: int | None = None, seed: int = 0, device: str = "cpu"
+) -> tuple[Models, nn.Module, data.Images]:
     """Train the pixel model and its draft, load or train the others. Returns models, judge, and real test images."""
     if name not in TOURS:
         raise ValueError(f"the tour knows {', '.join(TOURS)}, not {name!r}")
@@ -105,8 +119,12 @@ def build(name: str, steps: int | None = None, seed: int = 0, device: str = "cpu
     pixels, draft = recipes.pixel_gpt(train), recipes.pixel_gpt(train, **recipes.DRAFT)
     steps = steps or tour.steps
     print(f"{len(train):,} training images of {name}, {pixels.length} pixels each, {train.num_classes} classes")
-    recipes.fit_tokens(pixels, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, desc="pixel transformer")
-    recipes.fit_tokens(draft, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, lr=4e-3, desc="its draft")
+    recipes.fit_tokens(
+        pixels, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, desc="pixel transformer"
+    )
+    recipes.fit_tokens(
+        draft, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, lr=4e-3, desc="its draft"
+    )
     print(likelihoods(pixels, encode, train, test))
     others = {role: module.to(device) for role, module in tour.others(seed, device).items()}
     models = Models(Guided(pixels, GUIDANCE), Guided(draft, GUIDANCE), recipes.pixel_tokenizer(train), **others)
@@ -122,7 +140,10 @@ def likelihoods(model: nn.Module, encode: Callable, train: data.Images, test: da
         ("uniform", torch.tensor(levels).log2().item()),
         ("a histogram per pixel", recipes.bits(counts, encode, test, dims, labelled=False)["bits_per_dim"]),
         ("a histogram per pixel and class", recipes.bits(counts, encode, test, dims)["bits_per_dim"]),
-        ("the transformer, not told the class", recipes.bits(model, encode, test, dims, labelled=False)["bits_per_dim"]),
+        (
+            "the transformer, not told the class",
+            recipes.bits(model, encode, test, dims, labelled=False)["bits_per_dim"],
+        ),
         ("the transformer, told the class", recipes.bits(model, encode, test, dims)["bits_per_dim"]),
     ]
     return "\n".join(["bits per dimension on the test images", *(f"  {name:38s} {value:.3f}" for name, value in lines)])
@@ -130,7 +151,12 @@ def likelihoods(model: nn.Module, encode: Callable, train: data.Images, test: da
 
 def shipped(seed: int, device: str) -> dict[str, nn.Module]:
     """The other networks of the digits come as checkpoints; `minimal train NAME` makes each anew."""
-    names = {"codes": "digits_vq_prior", "code_tokenizer": "digits_vq", "flow": "digits_flow", "mean_flow": "digits_mean_flow"}
+    names = {
+        "codes": "digits_vq_prior",
+        "code_tokenizer": "digits_vq",
+        "flow": "digits_flow",
+        "mean_flow": "digits_mean_flow",
+    }
     return {role: checkpoints.load(name, device) for role, name in names.items()}
 
 
@@ -151,19 +177,26 @@ class Tour:
 
 TOURS = {
     "digits": Tour(recipes.digits, steps=600, judge="judge_digits", others=shipped),
-    "mnist": Tour(mnist, steps=300, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)),
+    "mnist": Tour(
+        mnist, steps=300, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)
+    ),
 }
 
 
 # Comparing samplers
 
 
-def compare(models: Models, judge: nn.Module, rows: list[Row] = ROWS, per_class: int = 10, seed: int = 0, progress: bool = True) -> list[Result]:
+def compare(
+    models: Models, judge: nn.Module, rows: list[Row] = ROWS, per_class: int = 10, seed: int = 0, progress: bool = True
+) -> list[Result]:
     """Draw `per_class` samples of every class with every row, from the same seed; then one at a time, for the clock."""
     device = next(judge.parameters()).device
     labels = torch.arange(models.pixels.num_classes, device=device).repeat_interleave(per_class)
     noise = lambda: torch.Generator().manual_seed(seed)  # noqa: E731
-    samples = {row.name: row.draw(models, len(labels), cond=labels, generator=noise()) for row in tqdm(rows, desc="drawing", disable=not progress)}
+    samples = {
+        row.name: row.draw(models, len(labels), cond=labels, generator=noise())
+        for row in tqdm(rows, desc="drawing", disable=not progress)
+    }
     milliseconds = latencies(models, rows, labels[:1], noise)
     results = []
     for row in rows:
@@ -225,7 +258,9 @@ def picture(results: list[Result], real: data.Images) -> Figure:
         classes = results[0].images.unflatten(0, (real.num_classes, -1))[:, 0]
         first = [int((real.labels == c).nonzero()[0]) for c in range(len(classes))]
         rows = [real.images[first], *(r.images.cpu().unflatten(0, (real.num_classes, -1))[:, 0] for r in results)]
-        viz.image_grid(torch.cat(rows), ncol=real.num_classes, row_labels=["real images", *(r.row.name for r in results)], ax=left)
+        viz.image_grid(
+            torch.cat(rows), ncol=real.num_classes, row_labels=["real images", *(r.row.name for r in results)], ax=left
+        )
         forwards = [sum(count for name, count in r.forwards.items() if name != "draft") for r in results]
         y = torch.arange(1, len(results) + 1).tolist()
         right.barh(y, forwards, height=0.55)

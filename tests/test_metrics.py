@@ -116,6 +116,8 @@ def test_kernel_distance_is_unbiased_over_all_samples_of_a_small_world(p, q):
 def test_a_set_has_full_precision_and_recall_against_itself():
     x = noise(100, 6)
     assert metrics.precision_recall(x, x.clone()) == (1.0, 1.0)
+    copies = x.repeat(4, 1) + 1000  # with 3 neighbours at distance 0 the radius is 0, to the last bit
+    assert metrics.precision_recall(copies, copies.flip(0)[:390]) == (1.0, 1.0)
 
 
 def test_the_manifold_reaches_to_the_kth_neighbour():

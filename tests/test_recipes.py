@@ -14,7 +14,9 @@ def test_a_recipe_saves_a_checkpoint_that_says_how_it_was_made(tmp_path):
 
 
 def test_recipes_repeat_themselves(tmp_path):
-    first, second = (recipes.run("digits_draft", out=str(tmp_path / f"{i}.safetensors"), steps=3, seed=5) for i in (1, 2))
+    first, second = (
+        recipes.run("digits_draft", out=str(tmp_path / f"{i}.safetensors"), steps=3, seed=5) for i in (1, 2)
+    )
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -66,7 +66,11 @@ def test_rows_that_promise_the_same_tokens_keep_their_word(results):
 
 
 def test_a_broken_promise_is_told(models):
-    liar = tour.Row("liar", lambda m, n, **o: sample_cached(m.pixels, n, **o | {"generator": torch.Generator().manual_seed(9)}), "same tokens")
+    liar = tour.Row(
+        "liar",
+        lambda m, n, **o: sample_cached(m.pixels, n, **o | {"generator": torch.Generator().manual_seed(9)}),
+        "same tokens",
+    )
     result = tour.compare(models, Judge(10).eval(), rows=[tour.ROWS[0], liar], per_class=1, progress=False)[1]
     assert result.promise.endswith("% same tokens")
 
@@ -75,7 +79,10 @@ def test_the_table_has_a_line_per_row_and_the_picture_an_image_per_class(results
     lines = tour.table(results).splitlines()
     assert [line[:22].strip() for line in lines[2:]] == [row.name for row in tour.ROWS]
     figure = tour.picture(results, data.load("digits", "test"))
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["real images", *(row.name for row in tour.ROWS)]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "real images",
+        *(row.name for row in tour.ROWS),
+    ]
     plt.close(figure)
 
 

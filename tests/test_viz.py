@@ -139,7 +139,8 @@ def test_every_code_has_a_colour_of_its_own_on_which_black_is_legible():
     colours = viz.code_colours(1024)
     assert len(np.unique(colours.round(6), axis=0)) == 1024
     assert (colours @ [0.2126, 0.7152, 0.0722]).min() > 0.35
-    assert np.abs(np.diff(colours, axis=0)).max(1).min() > 0.1
+    for step in (1, 2, 3):
+        assert np.abs(colours[step:] - colours[:-step]).max(1).min() > 0.04
 
 
 @pytest.mark.parametrize(
@@ -208,12 +209,15 @@ def test_long_losses_are_drawn_as_a_running_mean_at_the_step_where_its_window_en
 
 @pytest.mark.parametrize("yscale", ["linear", "log"])
 def test_names_of_lines_that_end_together_do_not_overlap(yscale):
-    ends = {"first": 1.0, "second": 1.0, "third": 1.01, "fourth": 3.0}
-    with viz.style():
-        ax = viz.curves({name: ([0, 1], [2.0, end]) for name, end in ends.items()}, yscale=yscale)
-        ax.figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    for gap in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
+        ends = {"first": 10.0, "second": 10.0 + gap, "third": 14.0}
+        with viz.style():
+            mpl.rcParams["figure.dpi"] = 200  # distances are in points, whatever the resolution
+            ax = viz.curves({name: ([0, 1], [20.0, end]) for name, end in ends.items()}, yscale=yscale)
+            ax.figure.canvas.draw()
+        assert ax.get_yscale() == yscale
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)), gap
 
 
 def test_bars_start_at_the_top_and_carry_their_values():

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 class Histogram(nn.Module):
     """Counted from `tokens` (M, N) and, if given, `labels` (M,); `pseudo_count` a smooths cells that were never seen."""
 
-    def __init__(self, tokens: Tensor, vocab_size: int, labels: Tensor | None = None, num_classes: int = 0, pseudo_count: float = 0.1):
+    def __init__(
+        self,
+        tokens: Tensor,
+        vocab_size: int,
+        labels: Tensor | None = None,
+        num_classes: int = 0,
+        pseudo_count: float = 0.1,
+    ):
         super().__init__()
         self.vocab_size, self.length, self.num_classes = vocab_size, tokens.shape[1], num_classes
         counts = F.one_hot(tokens, vocab_size).float()  # (M, N, V)

@@ -56,7 +56,9 @@ class RasterGPT(nn.Module):
         # input j + 1 is token j and stands where that token stands; the class in front of it stands outside the picture.
         # Guesses may run over the end by the length of an example, see speculative.py.
         coordinates = raster_coordinates(2 * length, grid_width)
-        self.register_buffer("coordinates", torch.cat((torch.full_like(coordinates[:1], -1), coordinates)), persistent=False)
+        self.register_buffer(
+            "coordinates", torch.cat((torch.full_like(coordinates[:1], -1), coordinates)), persistent=False
+        )
         init_weights(self, layers)
         nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
@@ -95,6 +97,8 @@ class RasterGPT(nn.Module):
             first, last = cache.length, tokens.shape[1] if n is None else cache.length + n
             new = tokens[:, max(first - 1, 0) : last - 1]
             return self(torch.cat((start, new), dim=1) if first == 0 else new, cache)
+        if n is None:
+            raise ValueError("with a length per row there is no common end: say how many rows to compute, n")
         inputs = torch.cat((start, tokens), dim=1)
         return self(inputs.gather(1, cache.positions(n)), cache)
 
@@ -107,7 +111,8 @@ class RasterGPT(nn.Module):
     def logprob(self, tokens: Tensor, cond: Tensor | None = None) -> Tensor:
         """Exact log-likelihood (B,) in nats."""
         self.check(tokens, cond)
-        logp = self.logits(tokens, cond).float().log_softmax(-1)
+        logits = self.logits(tokens, cond)
+        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         return logp.gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
 
     def loss(self, tokens: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None):
@@ -116,6 +121,7 @@ class RasterGPT(nn.Module):
         if self.training:
             cond = drop_labels(cond, self.label_dropout, self.num_classes, generator)
         logits = self.logits(tokens, cond)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
         return loss, {"nats_per_token": loss.detach()}
 
@@ -123,8 +129,13 @@ class RasterGPT(nn.Module):
         """An empty cache for `batch` rows, by default as long as an example."""
         attention, weight = self.blocks[0].attention, self.head.weight
         return kind(
-            len(self.blocks), batch, attention.kv_heads, capacity or self.length, attention.head_dim,
-            device=weight.device, dtype=weight.dtype,
+            len(self.blocks),
+            batch,
+            attention.kv_heads,
+            capacity or self.length,
+            attention.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
         )
 
     def check(self, tokens: Tensor, cond: Tensor | None = None) -> None:
@@ -132,7 +143,11 @@ class RasterGPT(nn.Module):
         if tokens.dtype != torch.long or tokens.ndim != 2:
             raise ValueError(f"tokens must be long (B, N), got {tokens.dtype} {tuple(tokens.shape)}")
         if tokens.shape[1] > self.length:
-            raise ValueError(f"{tokens.shape[1]} tokens are longer than the context of {self.length}; crop them or build a longer model")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens are longer than the context of {self.length}; crop them or build a longer model"
+            )
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            raise ValueError(f"tokens run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {self.vocab_size - 1}")
+            raise ValueError(
+                f"tokens run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {self.vocab_size - 1}"
+            )
         check_labels(cond, len(tokens), self.num_classes)

@@ -1,14 +1,15 @@
-"""Flow matching: regress the velocity from noise to data, then follow it (arXiv 2210.02747; rectified flow, arXiv 2209.03003).
+"""Flow matching: regress the velocity from noise to data, then follow it (arXiv 2210.02747, 2209.03003).
 
-Join every noise sample to every data sample by a straight line. Many lines cross at a point x_t, each with its own velocity x1 − x0; the
-least-squares regression learns their mean. Following the mean field moves the whole noise distribution onto the data distribution,
-although no single line is followed.
+Join every noise sample to every data sample by a straight line. Many lines cross at a point x_t, each with its own
+velocity x1 − x0; the least-squares regression learns their mean. Following the mean field moves the whole noise
+distribution onto the data distribution, although no single line is followed.
 
     x_t = t x1 + (1 − t) x0,    loss = E ‖v(x_t, t, c) − (x1 − x0)‖²,    minimiser v = E[x1 − x0 | x_t, c]
 
-The marginal velocity itself is unknown, but regressing on the conditional one has the same gradient (theorem 2 of the paper). Times are
-drawn from a logit-normal distribution, more often from the middle of the path where the regression is hard (SD3, arXiv 2403.03206). A
-tenth of the labels is replaced by the null class, so that the same network knows the unconditional field for guidance.
+The marginal velocity itself is unknown, but regressing on the conditional one has the same gradient (theorem 2 of
+the paper). Times are drawn from a logit-normal distribution, more often from the middle of the path where the
+regression is hard (SD3, arXiv 2403.03206). A tenth of the labels is replaced by the null class, so that the same
+network knows the unconditional field for guidance.
 
 Shapes: x0, x1, x_t (B, ...), t (B,), labels (B,) long.
 """
@@ -31,7 +32,7 @@ class FlowMatching(nn.Module):
         self,
         shape: tuple[int, ...] = (1, 8, 8),
         num_classes: int = 0,
-        width: int = 192,
+        width: int = 184,
         depth: int = 4,
         dropout: float = 0.0,
         label_dropout: float = 0.1,
@@ -49,7 +50,9 @@ class FlowMatching(nn.Module):
         """dx/dt at x (B, ...) and t (B,); without labels that of the null class."""
         return self.net(x, t, cond)
 
-    def loss(self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict]:
+    def loss(
+        self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict]:
         """Mean squared error of the velocity over a batch x1 (B, ...) with labels (B,)."""
         self.check(x1, cond)
         if self.training:
@@ -70,7 +73,8 @@ class FlowMatching(nn.Module):
     def check(self, x: Tensor, cond: Tensor | None = None) -> None:
         """Raise a ValueError that says what is wrong with a batch."""
         if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise ValueError(f"examples must be float (B, {', '.join(map(str, self.shape))}), got {x.dtype} {tuple(x.shape)}")
+            shape = ", ".join(map(str, self.shape))
+            raise ValueError(f"examples must be float (B, {shape}), got {x.dtype} {tuple(x.shape)}")
         if not x.isfinite().all():
             raise ValueError("the batch has NaN or inf; look at the data")
         check_labels(cond, len(x), self.num_classes)

@@ -1,19 +1,21 @@
 """Mean flow: learn the average velocity over an interval, then cross it in one step (arXiv 2505.13447).
 
-A velocity is right only for an infinitesimal step. Mean flow learns the displacement over a whole interval of time instead, divided by its
-length; one evaluation then carries noise to data. The average obeys an identity that contains only the instantaneous velocity and a
-derivative of the network itself, so it can be trained without ever integrating.
+A velocity is right only for an infinitesimal step. Mean flow learns the displacement over a whole interval of time
+instead, divided by its length; one evaluation then carries noise to data. The average obeys an identity that
+contains only the instantaneous velocity and a derivative of the network itself, so it can be trained without ever
+integrating.
 
 The derivation, with t = 0 noise and t = 1 data. Let x_s follow dx/ds = v(x_s, s), and let r ≥ t be a later time:
 
-    (r − t) u(x_t, t, r) = ∫_t^r v(x_s, s) ds = x_r − x_t          definition: a step from t to r is x_r = x_t + (r − t) u
+    (r − t) u(x_t, t, r) = ∫_t^r v(x_s, s) ds = x_r − x_t      definition: a step from t to r is x_r = x_t + (r − t) u
 
 Differentiate by t along the trajectory, with r fixed. The integral loses its lower end, the left side is a product:
 
     −u + (r − t) du/dt = −v(x_t, t)    ⇒    u = v + (r − t) du/dt          du/dt = ∂_x u · v + ∂_t u
 
-(The paper runs time the other way, hence its minus sign.) The total derivative is one Jacobian-vector product with the tangents v, 1
-and 0 for x, t and r. The right side is the target, as a constant; v is replaced by the conditional x1 − x0, as in flow matching:
+(The paper runs time the other way, hence its minus sign.) The total derivative is one Jacobian-vector product with
+the tangents v, 1 and 0 for x, t and r. The right side is the target, as a constant; v is replaced by the
+conditional x1 − x0, as in flow matching:
 
     loss = E ‖u(x_t, t, r) − stopgrad(x1 − x0 + (r − t) du/dt)‖²
 
@@ -42,7 +44,9 @@ class MeanFlow(FlowMatching):
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.average_velocity(x, t, t, cond)
 
-    def loss(self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict]:
+    def loss(
+        self, x1: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict]:
         """Mean squared violation of the identity over a batch x1 (B, ...) with labels (B,)."""
         self.check(x1, cond)
         if self.training:

@@ -1,19 +1,21 @@
 """The path between noise and data, and four views of one regression (arXiv 2011.13456, 2210.02747, 2209.03003).
 
-A path mixes a noise sample x0 with a data sample x1; time runs from noise (t = 0) to data (t = 1). Given a point x_t of the path, a
-network may name the data, the noise, the velocity or the score. All four are one conditional expectation in other coordinates, so
-each follows from any other by a linear formula.
+A path mixes a noise sample x0 with a data sample x1; time runs from noise (t = 0) to data (t = 1). Given a point
+x_t of the path, a network may name the data, the noise, the velocity or the score. All four are one conditional
+expectation in other coordinates, so each follows from any other by a linear formula.
 
     x_t = α x1 + σ x0            the point; here α = t and σ = 1 − t, a straight line
     v   = α̇ x1 + σ̇ x0            velocity, the time derivative of the point; here x1 − x0
     s   = −x0 / σ                score, ∇ log p_t(x_t)
 
-Every view is thus a pair of coefficients (a, b) with view = a x1 + b x0. The point and one view are two equations in the two unknowns
-x1 and x0; solving them gives every conversion at once. On the straight line x1 = x_t + (1 − t) v and x0 = x_t − t v, finite at both ends;
-data from noise divides by t, and the score by 1 − t, so each of these is lost at one end.
+Every view is thus a pair of coefficients (a, b) with view = a x1 + b x0. The point and one view are two equations
+in the two unknowns x1 and x0; solving them gives every conversion at once. On the straight line x1 = x_t + (1 − t)
+v and x0 = x_t − t v, finite at both ends; data from noise divides by t, and the score by 1 − t, so each of these is
+lost at one end.
 
 Shapes: points and views (B, ...), times (B,) or a number.
 """
+
 import torch
 from torch import Tensor
 
@@ -61,4 +63,5 @@ class Path:
         """The coefficients (a, b) with which the view is a x1 + b x0."""
         _, sigma, alpha_dot, sigma_dot = self.coefficients(t)
         zero, one = torch.zeros_like(t), torch.ones_like(t)
-        return {"data": (one, zero), "noise": (zero, one), "velocity": (alpha_dot, sigma_dot), "score": (zero, -1 / sigma)}[name]
+        velocity, score = (alpha_dot, sigma_dot), (zero, -1 / sigma)
+        return {"data": (one, zero), "noise": (zero, one), "velocity": velocity, "score": score}[name]

@@ -1,18 +1,20 @@
-"""Solvers: one loop over a time grid, and four ways to take a step (Runge and Heun; Karras et al., arXiv 2206.00364, for Heun here).
+"""Solvers: one loop over a time grid, and four ways to take a step (for diffusion: EDM, arXiv 2206.00364).
 
-A transport model gives a velocity field; sampling integrates dx/dt = v(x, t) from noise (t = 0) to data (t = 1). What a solver
-costs is the number of times it asks for the velocity. A step of order p with k calls leaves an error of O(hᵖ) after h⁻¹ steps:
+A transport model gives a velocity field; sampling integrates dx/dt = v(x, t) from noise (t = 0) to data (t = 1).
+What a solver costs is the number of times it asks for the velocity. A step of order p with k calls leaves an error
+of O(hᵖ) after h⁻¹ steps:
 
     euler     x + h v(x, t)                                   p = 1, k = 1
     midpoint  x + h v(x + h/2 v(x, t), t + h/2)               p = 2, k = 2
     heun      x + h/2 (v(x, t) + v(x + h v(x, t), t + h))     p = 2, k = 2
     rk4       Simpson's rule with two midpoints               p = 4, k = 4
 
-Euler and midpoint never ask at t = 1, heun and rk4 do. The grid may be any increasing or decreasing list of times: a likelihood
-runs from data to noise with the same code.
+Euler and midpoint never ask at t = 1, heun and rk4 do. The grid may be any increasing or decreasing list of times:
+a likelihood runs from data to noise with the same code.
 
 Shapes: x (B, ...); v maps (x, t) with t a number to (B, ...).
 """
+
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
@@ -46,7 +48,7 @@ SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
 
 
 def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
-    """num_steps + 1 times from 0 to 1. A shift above 1 puts more of them near the noise (SD3, arXiv 2403.03206, eq. 23)."""
+    """num_steps + 1 times from 0 to 1. A shift above 1 puts more of them near the noise (arXiv 2403.03206, eq. 23)."""
     if num_steps < 1 or shift <= 0:
         raise ValueError(f"expected num_steps >= 1 and shift > 0, got {num_steps} and {shift}")
     return [i / (i + shift * (num_steps - i)) for i in range(num_steps + 1)]

@@ -1,15 +1,15 @@
-"""The network behind the flows: a residual MLP that names the clean image (arXiv 2511.13720), steered by time and class (arXiv 2212.09748).
+"""The network behind the flows: a residual MLP that names the clean image (arXiv 2511.13720).
 
-An 8x8 digit is 64 numbers. At this size no convolution or attention is needed: four residual layers see the whole picture at once,
-and every kind of automatic differentiation works, the forward mode of mean flow included. A larger image wants another network;
-anything with this `forward` serves.
+An 8x8 digit is 64 numbers. At this size no convolution or attention is needed: four residual layers, steered by time
+and class (adaln.py), see the whole picture at once, and every kind of automatic differentiation works, the forward mode
+of mean flow included. A larger image wants another network; anything with this `forward` serves.
 
 The layers give a guess d of the data, and the velocity is what leads there in the time that is left:
 
     v = (d − x) / max(1 − t, 0.05)
 
-Noise fills all 64 dimensions, digits only a few. To name a velocity, a network would have to copy the noise through all its layers;
-to name the data it may forget it. The bound keeps a small error of d from exploding at t = 1.
+Noise fills all 64 dimensions, digits only a few. To name a velocity, a network would have to copy the noise through
+all its layers; to name the data it may forget it. The bound keeps a small error of d from exploding at t = 1.
 
 Shapes: x (B, ...) of which one example has `shape`; times (B,) in [0, 1]; labels (B,) long; output as x.
 """
@@ -29,7 +29,7 @@ class VelocityNet(nn.Module):
         self,
         shape: tuple[int, ...] = (1, 8, 8),
         num_classes: int = 0,
-        width: int = 192,
+        width: int = 184,
         depth: int = 4,
         cond_width: int = 64,
         dropout: float = 0.0,

@@ -1,14 +1,17 @@
-"""Conditioning by adaptive layer norm, started at zero (DiT, arXiv 2212.09748), and the residual MLP made of it (MAR, arXiv 2406.11838).
+"""Conditioning by adaptive layer norm, started at zero (DiT, arXiv 2212.09748), in a residual MLP (MAR, 2406.11838).
 
-A condition c (time, label, a transformer's hidden state) must steer every layer. Here it gives each layer a shift, a scale and a gate:
+A condition c (time, label, a transformer's hidden state) must steer every layer. Here it gives each layer a shift,
+a scale and a gate:
 
     x + gate(c) · f(norm(x) · (1 + scale(c)) + shift(c))
 
-The weights that make them start at zero, so each block starts as the identity and the whole network as the zero function. Norms in
-the blocks have no weights of their own, since the scale and shift of c do their work.
+The weights that make them start at zero, so each block starts as the identity and the whole network as the zero
+function. Norms in the blocks have no weights of their own, since the scale and shift of c do their work.
 
-Shapes: x (..., D), c (..., E); shift, scale, gate (..., D). With a sequence x (B, N, D), pass c as (B, 1, E) or (B, N, E).
+Shapes: x (..., D), c (..., E); shift, scale, gate (..., D). With a sequence x (B, N, D), pass c as (B, 1, E) or (B,
+N, E).
 """
+
 import math
 
 import torch
@@ -18,13 +21,14 @@ from torch import Tensor, nn
 class TimeEmbedding(nn.Module):
     """Times (...,) in [0, 1] to (..., D): sines and cosines of geometrically spaced frequencies, then a small MLP.
 
-    The frequencies end at `max_frequency` radians per unit of time. The usual 1000 suits integer step numbers; it makes the time
-    derivative of a network enormous, and losses that contain this derivative (mean flow) then fail.
+    The frequencies end at `max_frequency` radians per unit of time. The usual 1000 suits integer step numbers; it makes
+    the time derivative of a network enormous, and losses that contain this derivative (mean flow) then fail.
     """
 
     def __init__(self, width: int, num_frequencies: int = 16, max_frequency: float = 30.0):
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, math.log10(max_frequency), num_frequencies), persistent=False)
+        frequencies = torch.logspace(0, math.log10(max_frequency), num_frequencies)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -67,7 +71,9 @@ class ResidualBlock(nn.Module):
 class ResidualMLP(nn.Module):
     """x (..., D_in) and condition (..., E) to (..., D_out), each position on its own."""
 
-    def __init__(self, in_features: int, out_features: int, width: int, depth: int, cond_width: int, dropout: float = 0.0):
+    def __init__(
+        self, in_features: int, out_features: int, width: int, depth: int, cond_width: int, dropout: float = 0.0
+    ):
         super().__init__()
         self.input = nn.Linear(in_features, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, cond_width, dropout) for _ in range(depth))

@@ -47,7 +47,7 @@ class Block(nn.Module):
         self.norm1 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=cond_dim is None)
         self.attention = Attention(dim, heads, kv_heads)
         self.norm2 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=cond_dim is None)
-        self.feed_forward = SwiGLU(dim, hidden or 32 * round(8 * dim / 3 / 32))
+        self.feed_forward = SwiGLU(dim, hidden or max(32, 32 * round(8 * dim / 3 / 32)))
         self.dropout = nn.Dropout(dropout)
         self.modulation = None if cond_dim is None else Modulation(cond_dim, dim, chunks=6)
 
@@ -72,6 +72,6 @@ class Block(nn.Module):
 def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
     """Normal weights; what is added to the residual stream starts smaller, so that its variance does not grow with depth."""
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and "modulation" not in name:  # those start at zero
             scale = (2 * layers) ** -0.5 if name.endswith("out.weight") else 1.0
             torch.nn.init.normal_(parameter, std=std * scale)

@@ -23,7 +23,9 @@ class KVCache:
 
     dense = True
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, *, device=None, dtype=None):
+    def __init__(
+        self, layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, *, device=None, dtype=None
+    ):
         if min(layers, batch, kv_heads, capacity, head_dim) < 1:
             raise ValueError(f"a cache needs sizes of at least 1, got {(layers, batch, kv_heads, capacity, head_dim)}")
         shape = (layers, batch, kv_heads, capacity, head_dim)
@@ -73,7 +75,9 @@ class StaticKVCache(KVCache):
 
     dense = False
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, *, device=None, dtype=None):
+    def __init__(
+        self, layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, *, device=None, dtype=None
+    ):
         super().__init__(layers, batch, kv_heads, capacity, head_dim, device=device, dtype=dtype)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)
         self.slots = torch.arange(capacity, device=device)
@@ -116,7 +120,17 @@ class SlidingKVCache(KVCache):
     """
 
     def __init__(
-        self, layers: int, batch: int, kv_heads: int, window: int, head_dim: int, *, sinks: int = 4, spare: int = 0, device=None, dtype=None
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        window: int,
+        head_dim: int,
+        *,
+        sinks: int = 4,
+        spare: int = 0,
+        device=None,
+        dtype=None,
     ):
         if not 0 <= sinks < window:
             raise ValueError(f"{sinks} sinks do not fit a window of {window}; give 0 <= sinks < window")
@@ -139,7 +153,9 @@ class SlidingKVCache(KVCache):
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if k.shape[2] != 1:
-            raise ValueError(f"a sliding cache takes one position at a time, got {k.shape[2]}; feed the prompt step by step")
+            raise ValueError(
+                f"a sliding cache takes one position at a time, got {k.shape[2]}; feed the prompt step by step"
+            )
         slot = self.slot(self.positions(1))
         self.k[layer].index_copy_(2, slot, k)
         self.v[layer].index_copy_(2, slot, v)
@@ -153,7 +169,9 @@ class SlidingKVCache(KVCache):
     def truncate(self, length: int) -> None:
         kept_from = max(self.sinks, self.longest - (self.capacity - self.sinks))
         needed_from = max(self.sinks, length + 1 - (self.window - self.sinks))
-        if needed_from < kept_from:
+        if length <= self.sinks:  # nothing of the ring is needed: it starts afresh
+            self.longest = length
+        elif needed_from < kept_from:
             raise ValueError(
                 f"the ring has overwritten what a roll-back from {self.longest} to {length} needs; "
                 f"allocate the cache with spare >= {self.spare + kept_from - needed_from}"

@@ -1,11 +1,12 @@
 """Convolutional blocks for autoencoders (the form of VQGAN, arXiv 2012.09841, reduced to what small images need).
 
-A residual block keeps the resolution; a strided convolution halves it; nearest-neighbour enlargement and a convolution double it
-(a transposed convolution would leave checkerboards). Encoder and decoder mirror each other. The last dimension of the
-latent is its number of channels, so a tokenizer sees one vector per cell.
+A residual block keeps the resolution; a strided convolution halves it; nearest-neighbour enlargement and a
+convolution double it (a transposed convolution would leave checkerboards). Encoder and decoder mirror each other.
+The last dimension of the latent is its number of channels, so a tokenizer sees one vector per cell.
 
 Shapes: images (B, C, H, W); latents (B, D, H/2ᵏ, W/2ᵏ) for k halvings.
 """
+
 import math
 
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class ResBlock(nn.Module):
         self.norm1, self.conv1 = norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2, self.conv2 = norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        nn.init.zeros_(self.conv2.weight)                        # the block starts as the skip path alone
+        nn.init.zeros_(self.conv2.weight)  # the block starts as the skip path alone
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Upsample(nn.Conv2d):
 
 
 class ConvEncoder(nn.Sequential):
-    """Images (B, C, H, W) to latents (B, D, H/2ᵏ, W/2ᵏ); `widths` gives the channels per resolution, so k = len(widths) − 1."""
+    """Images (B, C, H, W) to latents (B, D, H/2ᵏ, W/2ᵏ); `widths`: channels per resolution, k = len(widths) − 1."""
 
     def __init__(self, in_channels: int, latent_dim: int, widths: tuple[int, ...] = (32, 64), blocks: int = 1):
         layers = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]

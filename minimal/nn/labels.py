@@ -16,9 +16,13 @@ def check_labels(cond: Tensor | None, batch: int, num_classes: int) -> None:
         )
 
 
-def drop_labels(cond: Tensor | None, p: float, num_classes: int, generator: torch.Generator | None = None) -> Tensor | None:
+def drop_labels(
+    cond: Tensor | None, p: float, num_classes: int, generator: torch.Generator | None = None
+) -> Tensor | None:
     """Each label becomes the null class with probability `p`: what classifier-free guidance (2207.12598) asks of training."""
     if cond is None:
         return None
-    drop = torch.rand(len(cond), generator=generator).to(cond.device) < p
+    drop = (
+        torch.rand(len(cond), generator=generator, device=generator.device if generator else "cpu").to(cond.device) < p
+    )
     return cond.masked_fill(drop, num_classes)

@@ -48,7 +48,13 @@ def decode(
         logits = model.logits(canvas[:, : j + 1], cond, cache=cache)
         trace.count("target", n, logits.shape[1])
         canvas[:, j] = draw(logits[:, -1], noise[:, j], **filters)
-    return Sample(trace.stop(), tokens=canvas)
+    return finished(canvas, model.length, trace)
+
+
+def finished(canvas: Tensor, length: int, trace: Trace) -> Sample:
+    """The first `length` tokens as an ordinary tensor: one made in inference mode could not be trained on."""
+    with torch.inference_mode(False):
+        return Sample(trace.stop(), tokens=canvas[:, :length].clone())
 
 
 def new_canvas(

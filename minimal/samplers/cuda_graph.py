@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minimal.nn.cache import StaticKVCache
-from minimal.samplers.cached import new_canvas
+from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import draw, uniform_noise
 from minimal.samplers.trace import Sample, Trace
 
@@ -38,7 +38,9 @@ class StaticDecoder:
 
     def step(self) -> None:
         """Draw the next token of every row and write it onto the canvas."""
-        position = self.cache.positions(1)[: self.n].clone()  # (n, 1); a guided cache has a second half, equal to the first
+        position = self.cache.positions(1)[
+            : self.n
+        ].clone()  # (n, 1); a guided cache has a second half, equal to the first
         logits = self.model.logits(self.canvas, self.cond, cache=self.cache, n=1)[:, -1]
         token = draw(logits, self.noise.gather(1, position).squeeze(1), **self.filters)
         self.canvas.scatter_(1, position, token[:, None])
@@ -49,7 +51,7 @@ class StaticDecoder:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
+            for _ in range(min(3, self.model.length)):
                 self.step()
         torch.cuda.current_stream().wait_stream(side)
         self.cache.truncate(0)  # the warm-up really ran; the recording itself does not
@@ -65,7 +67,9 @@ class StaticDecoder:
         """Fill the canvas: the samples of `sample_cached` with the same generator."""
         canvas, first = new_canvas(self.model, self.n, cond, prompt, spare=1, **self.filters)
         if (cond is None) != (self.cond is None):
-            raise ValueError(f"this decoder was built with conditional={self.cond is not None}; build another for the other case")
+            raise ValueError(
+                f"this decoder was built with conditional={self.cond is not None}; build another for the other case"
+            )
         self.canvas.copy_(canvas)
         self.noise.copy_(uniform_noise(self.n, self.model.length, generator, canvas.device))
         self.cache.truncate(0)
@@ -80,7 +84,7 @@ class StaticDecoder:
             trace.count("target", self.n)
         if self.graph:
             torch.cuda.synchronize()  # for the clock only
-        return Sample(trace.stop(), tokens=self.canvas[:, : self.model.length].clone())
+        return finished(self.canvas, self.model.length, trace)
 
 
 def sample_static(model: nn.Module, n: int, *, cond=None, prompt=None, generator=None, **filters) -> Sample:

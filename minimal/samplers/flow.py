@@ -1,10 +1,10 @@
-"""Sampling from transport models: integrate a velocity in many steps, or cross the interval in one (arXiv 2210.02747, 2505.13447).
+"""Sampling from flows: integrate a velocity in many steps, or cross the interval in one (arXiv 2210.02747, 2505.13447).
 
     flow        dx/dt = v(x, t, c) from noise at t = 0 to data at t = 1, on a grid of times, by any solver
     flow map    x_r = x_t + (r − t) u(x_t, t, r, c), exact for any r if u is the average velocity
 
-Guidance (arXiv 2207.12598) moves the field away from what an unlabelled image would do, v = v_null + w (v_c − v_null). With w = 1 it is the
-conditional field and costs nothing; else the batch is doubled.
+Guidance (arXiv 2207.12598) moves the field away from what an unlabelled image would do, v = v_null + w (v_c −
+v_null). With w = 1 it is the conditional field and costs nothing; else the batch is doubled.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def sample_flow(
     shift: float = 1.0,
     guidance_scale: float = 1.0,
 ) -> Sample:
-    """Draw `n` images by solving the ordinary differential equation. `cond` (n,) labels; solver and shift as in flows/solvers.py."""
+    """Draw `n` images by solving the equation. `cond` (n,) labels; solver and shift: see flows/solvers.py."""
     times = time_grid(num_steps, shift)
     x, trace = start(model, n, cond, generator), Trace()
     x = integrate(guided_velocity(model, cond, guidance_scale, trace), x, times, solver)
@@ -59,7 +59,12 @@ def sample_flow(
 
 @torch.inference_mode()
 def sample_flow_map(
-    model: nn.Module, n: int, *, cond: Tensor | None = None, generator: torch.Generator | None = None, num_steps: int = 1
+    model: nn.Module,
+    n: int,
+    *,
+    cond: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    num_steps: int = 1,
 ) -> Sample:
     """Draw `n` images from a model with `average_velocity(x, t, r, cond)`, in `num_steps` equal steps."""
     times = time_grid(num_steps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minimal.nn.cache import KVCache, StaticKVCache
-from minimal.samplers.cached import new_canvas
+from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import draw, uniform_noise
 from minimal.samplers.trace import Sample, Trace
 
@@ -50,6 +50,8 @@ def sample_jacobi(
     N, device = model.length, canvas.device
     if guess is not None:
         model.check(guess)
+        if guess.shape != (n, N):
+            raise ValueError(f"guess must be ({n}, {N}), a value for every unknown; got {tuple(guess.shape)}")
         canvas[:, first:N] = guess[:, first:]
     noise = torch.cat((uniform_noise(n, N, generator, device), torch.zeros(n, block, device=device)), dim=1)
     cache = model.new_cache(n, N + block, KVCache if n == 1 else StaticKVCache)
@@ -69,4 +71,4 @@ def sample_jacobi(
         length = length + step
         cache.truncate(length)
         lacks = 0
-    return Sample(trace.stop(), tokens=canvas[:, :N].clone())
+    return finished(canvas, N, trace)

@@ -50,7 +50,7 @@ def check_filters(temperature: float, top_k: int | None, top_p: float | None, mi
 
 def probabilities(logits: Tensor, **filters) -> Tensor:
     """Next-token distribution (..., V) after temperature and truncation, in float32 or better."""
-    return filter_logits(logits, **filters).to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    return filter_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), **filters).softmax(-1)
 
 
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minimal.nn.cache import KVCache, StaticKVCache
-from minimal.samplers.cached import new_canvas
+from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import inverse_cdf, probabilities
 from minimal.samplers.trace import Sample, Trace
 
@@ -61,6 +61,7 @@ def sample_speculative(
     check_pair(model, draft, k)
     canvas, first = new_canvas(model, n, cond, prompt, spare=k + 1, **filters)
     N, device = model.length, canvas.device
+    draft.check(canvas[:, :first], cond)
     noise = torch.rand(n, N + k + 1, 3, generator=generator, device=generator.device if generator else "cpu").to(device)
     kind = KVCache if n == 1 else StaticKVCache  # one row needs no lengths per row
     target_cache, draft_cache = model.new_cache(n, N + k + 1, kind), draft.new_cache(n, N + k + 1, kind)
@@ -91,12 +92,14 @@ def sample_speculative(
         target_cache.truncate(length)
         draft_cache.truncate(length - 1)  # after full acceptance it has not seen the last guess: feed two next time
         target_lacks, draft_lacks = 0, 1
-    return Sample(trace.stop(), tokens=canvas[:, :N].clone())
+    return finished(canvas, N, trace)
 
 
 def check_pair(model: nn.Module, draft: nn.Module, k: int) -> None:
     if draft.vocab_size != model.vocab_size:
-        raise ValueError(f"the draft has {draft.vocab_size} tokens and the target {model.vocab_size}; they must share a vocabulary")
+        raise ValueError(
+            f"the draft has {draft.vocab_size} tokens and the target {model.vocab_size}; they must share a vocabulary"
+        )
     if draft.length < model.length:
         raise ValueError(f"the draft's context of {draft.length} is shorter than the target's {model.length}")
     if not 1 <= k <= model.length:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 @dataclass
@@ -54,6 +53,11 @@ class Sample:
 
 def multiply_adds(run: Callable[[], object]) -> int:
     """Multiply-adds of the matrix products, convolutions and attention inside `run()`, as PyTorch counts them."""
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+        sdpa_flop_count,
+    )  # here, since it imports triton where there is one
+
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not in PyTorch's own list
     count = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     with FlopCounterMode(display=False, custom_mapping=count) as counter:

@@ -1,1 +1,5 @@
-"""Tokenizers: pixels to tokens and back. All have `encode`, `decode`, `embed`, `loss`, `vocab_size`, `length` and `levels`."""
+"""Tokenizers: pixels to tokens and back.
+
+All have `encode`, `decode`, `embed`, `loss`, `vocab_size`, `length` and `levels`.
+"""
+

@@ -1,13 +1,14 @@
 """Pixels as tokens: the trivial tokenizer, with nothing to learn and nothing to lose (PixelRNN, arXiv 1601.06759).
 
-A grey level is a word. Rounding each value to one of V evenly spaced levels turns an image into a sequence in raster order; the
-colours of one pixel stand next to each other. The digits have 17 levels, so there the round trip is exact and an autoregressive
-model of the tokens is a likelihood of the images themselves.
+A grey level is a word. Rounding each value to one of V evenly spaced levels turns an image into a sequence in
+raster order; the colours of one pixel stand next to each other. The digits have 17 levels, so there the round trip
+is exact and an autoregressive model of the tokens is a likelihood of the images themselves.
 
     token = round((x + 1) / 2 · (V − 1)),    x = 2 · token / (V − 1) − 1
 
 Shapes: images (B, C, H, W) in [-1, 1]; tokens long (B, N) with N = H·W·C.
 """
+
 import math
 
 import torch
@@ -30,15 +31,16 @@ class PixelTokenizer(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N)."""
         if x.shape[1:] != self.image_shape:
-            raise ValueError(f"expected images of shape (B, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}")
-        if not (x.abs() <= 1).all():                             # NaN fails this comparison too
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"expected images of shape (B, {shape}), got {tuple(x.shape)}")
+        if not (x.abs() <= 1).all():  # NaN fails this comparison too
             raise ValueError("expected pixels in [-1, 1] without NaN; rescale the images first")
-        x = x.permute(0, 2, 3, 1).flatten(1)                     # (B, C, H, W) -> (B, N), colours side by side
+        x = x.permute(0, 2, 3, 1).flatten(1)  # (B, C, H, W) -> (B, N), colours side by side
         return ((x + 1) / 2 * (self.vocab_size - 1)).round().long()
 
     def decode(self, tokens: Tensor, upto: int | None = None) -> Tensor:
         """Tokens (B, N) to images (B, C, H, W). With `upto`, all later pixels are left at mid-grey."""
-        x = self.embed(tokens).squeeze(-1)                       # (B, N)
+        x = self.embed(tokens).squeeze(-1)  # (B, N)
         if upto is not None:
             x[:, upto:] = 0
         channels, height, width = self.image_shape

@@ -1,14 +1,16 @@
 """VQ-VAE: an autoencoder whose latent vectors are words of a learned codebook (arXiv 1711.00937; id `vq-vae`).
 
-The encoder turns an image into a grid of vectors, each vector is replaced by the nearest of K codes, and the decoder paints the image
-from the codes. The image is thereby a sequence of small integers. Rounding has no gradient, so the decoder's is copied straight through
-to the encoder. The codebook is not trained by gradient but is a running k-means: each code follows the mean of the vectors it serves.
+The encoder turns an image into a grid of vectors, each vector is replaced by the nearest of K codes, and the
+decoder paints the image from the codes. The image is thereby a sequence of small integers. Rounding has no
+gradient, so the decoder's is copied straight through to the encoder. The codebook is not trained by gradient but is
+a running k-means: each code follows the mean of the vectors it serves.
 
     k = argmin_j |z − e_j|²,    q = e_k,    loss = |x − decode(z + sg(q − z))|² + β |z − sg(q)|²
     N_j ← γ N_j + (1 − γ) n_j,    M_j ← γ M_j + (1 − γ) Σ_{k_i = j} z_i,    e_j = M_j / Ñ_j
 
-with n_j the number of vectors served in this batch, Ñ the counts N after Laplace smoothing (arXiv 1711.00937, appendix A; 1906.00446), and
-sg the stop-gradient. A code that serves nobody would stay where it is for ever: it is moved onto a vector of the batch.
+with n_j the number of vectors served in this batch, Ñ the counts N after Laplace smoothing (arXiv 1711.00937,
+appendix A; 1906.00446), and sg the stop-gradient. A code that serves nobody would stay where it is for ever: it is
+moved onto a vector of the batch.
 
 Shapes: images (B, C, H, W); latents z, q (B, N, D) with N = H/2ᵏ · W/2ᵏ cells; tokens long (B, N).
 """
@@ -24,12 +26,18 @@ from minimal.nn.module import arguments
 class VectorQuantizer(nn.Module):
     """A codebook (K, D) learned by exponential moving averages.
 
-    `decay` γ; `revive_below`: a code whose running count falls below it is moved (0 never revives). The first training batch
-    sets the codes by k-means when `kmeans_init` is on.
+    `decay` γ; `revive_below`: a code whose running count falls below it is moved (0 never revives). The first training
+    batch sets the codes by k-means when `kmeans_init` is on.
     """
 
     def __init__(
-        self, codebook_size: int, dim: int, decay: float = 0.99, revive_below: float = 1.0, kmeans_init: bool = True, eps: float = 1e-5
+        self,
+        codebook_size: int,
+        dim: int,
+        decay: float = 0.99,
+        revive_below: float = 1.0,
+        kmeans_init: bool = True,
+        eps: float = 1e-5,
     ):
         super().__init__()
         self.decay, self.revive_below, self.eps = decay, revive_below, eps
@@ -39,7 +47,10 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("ready", torch.tensor(not kmeans_init))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (..., D) to: codes (..., D) with the gradient of `z`, indices (...), commitment loss. Learns in training mode."""
+        """Vectors (..., D) to: codes (..., D) with the gradient of `z`, indices (...), commitment loss.
+
+        Learns in training mode.
+        """
         rows = z.detach().reshape(-1, z.shape[-1])
         if self.training and not self.ready:
             self.kmeans(rows)
@@ -54,7 +65,8 @@ class VectorQuantizer(nn.Module):
     def nearest(self, rows: Tensor, chunk: int = 512) -> Tensor:
         """Index (M,) of the code nearest to each of `rows` (M, D).
 
-        |z − e|² is smallest where z·e − |e|²/2 is largest: one matrix product. Chunks keep its result in the processor's cache.
+        |z − e|² is smallest where z·e − |e|²/2 is largest: one product. Chunks keep its result in the processor's
+        cache.
         """
         half_norms = self.codebook.square().sum(-1) / -2
         return torch.cat([torch.addmm(half_norms, part, self.codebook.mT).argmax(-1) for part in rows.split(chunk)])
@@ -71,7 +83,8 @@ class VectorQuantizer(nn.Module):
         dead = (self.counts < self.revive_below).nonzero().squeeze(-1)
         if len(dead):
             drawn = rows[torch.randint(len(rows), (len(dead),)).to(rows.device)]
-            self.codebook[dead], self.sums[dead], self.counts[dead] = drawn, drawn * self.revive_below, self.revive_below
+            self.codebook[dead], self.sums[dead] = drawn, drawn * self.revive_below
+            self.counts[dead] = self.revive_below
 
     @torch.no_grad()
     def kmeans(self, rows: Tensor, iterations: int = 10) -> None:
@@ -105,7 +118,10 @@ class VQTokenizer(nn.Module):
         channels, height, width = self.image_shape = tuple(image_shape)
         factor = 2 ** (len(widths) - 1)
         if height % factor or width % factor:
-            raise ValueError(f"{len(widths)} widths halve the image {len(widths) - 1} times; {height} x {width} is not divisible by {factor}")
+            raise ValueError(
+                f"{len(widths)} widths halve the image {len(widths) - 1} times; "
+                f"{height} x {width} is not divisible by {factor}"
+            )
         self.grid = (height // factor, width // factor)
         self.vocab_size, self.length = codebook_size, self.grid[0] * self.grid[1]
         self.commitment_weight = commitment_weight
@@ -117,7 +133,8 @@ class VQTokenizer(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to vectors (B, N, D) in raster order."""
         if x.shape[1:] != self.image_shape:
-            raise ValueError(f"expected images of shape (B, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}")
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"expected images of shape (B, {shape}), got {tuple(x.shape)}")
         if not (x.abs() <= 1).all():  # NaN fails this comparison too
             raise ValueError("expected pixels in [-1, 1] without NaN; rescale the images first")
         return self.encoder(x).flatten(2).mT
@@ -132,7 +149,8 @@ class VQTokenizer(nn.Module):
         if tokens.dtype != torch.long or tokens.shape[1:] != (self.length,):
             raise ValueError(f"tokens must be long (B, {self.length}), got {tokens.dtype} {tuple(tokens.shape)}")
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            raise ValueError(f"tokens run from {tokens.min()} to {tokens.max()}, the codebook from 0 to {self.vocab_size - 1}")
+            found, last = f"{tokens.min()} to {tokens.max()}", self.vocab_size - 1
+            raise ValueError(f"tokens run from {found}, the codebook from 0 to {last}")
         return self.quantizer.codebook[tokens]
 
     def decode(self, tokens: Tensor, upto: int | None = None) -> Tensor:
@@ -150,5 +168,6 @@ class VQTokenizer(nn.Module):
         """Mean squared error of the image plus weighted commitment loss."""
         q, indices, commitment_loss = self.quantizer(self.latents(x))
         mse = F.mse_loss(self.paint(q), x)
-        logs = {"mse": mse.detach(), "commitment_loss": commitment_loss.detach(), "codes_in_batch": indices.unique().numel()}
+        codes = indices.unique().numel()
+        logs = {"mse": mse.detach(), "commitment_loss": commitment_loss.detach(), "codes_in_batch": codes}
         return mse + self.commitment_weight * commitment_loss, logs

@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Data from equally likely N(centre, deviation²): E[x1 | x_t] is a weighted mean, and the velocity follows from it."""
+    """Data from equally likely N(centre, deviation²): E[x1 | x_t] is a weighted mean, and the velocity follows."""
 
     def __init__(self, centres, deviation):
         super().__init__()

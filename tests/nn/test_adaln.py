@@ -41,7 +41,8 @@ def test_a_modulation_gives_as_many_zeros_as_asked(chunks, batch):
 
 
 def test_one_condition_serves_a_whole_sequence():
-    model, x, c = wild(ResidualMLP(4, 4, width=8, depth=2, cond_width=3), seed=0).double(), vectors(2, 7, 4), vectors(2, 1, 3)
+    model = wild(ResidualMLP(4, 4, width=8, depth=2, cond_width=3), seed=0).double()
+    x, c = vectors(2, 7, 4), vectors(2, 1, 3)
     torch.testing.assert_close(model(x, c), model(x, c.expand(2, 7, 3)))
     torch.testing.assert_close(model(x, c)[:, 4], model(x[:, 4], c[:, 0]))  # positions do not see each other
 

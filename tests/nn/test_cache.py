@@ -219,8 +219,8 @@ def test_a_ring_remembers_that_it_was_rolled_back():
     feed(model, cache, x[:, :15])
     cache.truncate(12)
     feed(model, cache, x[:, 12:13])
-    with pytest.raises(ValueError, match="overwritten"):  # 14 was written where 7 had stood, and 7 is in the window of 10
-        cache.truncate(10)
+    with pytest.raises(ValueError, match="overwritten"):
+        cache.truncate(10)  # would see position 7, whose slot went to 14
     cache.truncate(11)
 
 

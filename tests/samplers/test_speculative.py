@@ -198,10 +198,11 @@ def test_greedy_tokens_are_those_of_plain_greedy_decoding(k, task):
         assert torch.equal(sample_speculative(model, draft, n, k=k, generator=seeded(0), **options).tokens, expected)
 
 
+@pytest.mark.parametrize("filters", [{}, {"temperature": 1.5, "top_p": 0.7}], ids=["plain", "filtered"])
 @pytest.mark.parametrize("k", [1, 3, 5, 12])
-def test_a_draft_equal_to_the_target_is_always_believed(k):
+def test_a_draft_equal_to_the_target_is_always_believed(k, filters):
     model, n = tiny_gpt(), 5
-    sample = sample_speculative(model, model, n, k=k, generator=seeded(1))
+    sample = sample_speculative(model, model, n, k=k, generator=seeded(1), **filters)
     assert sample.trace.acceptance == 1 and sample.trace.drafted > 0
     assert sample.trace.forwards["target"] == -(-model.length // (k + 1))  # every pass emits k + 1 tokens
 

@@ -59,7 +59,8 @@ def test_one_update_is_the_formula():
     quantizer = VectorQuantizer(2, 1, decay=0.9, revive_below=0, kmeans_init=False).double()
     quantizer.codebook, quantizer.sums = torch.tensor([[0.0], [10.0]]).double(), torch.tensor([[0.0], [10.0]]).double()
     quantizer(torch.tensor([[1.0], [2.0], [8.0]]).double())
-    counts, sums = torch.tensor([1.1, 1.0]), torch.tensor([0.3, 9.8])  # 0.9 * 1 + 0.1 * (2, 1); 0.9 * (0, 10) + 0.1 * (3, 8)
+    # 0.9 * 1 + 0.1 * (2, 1), and 0.9 * (0, 10) + 0.1 * (3, 8)
+    counts, sums = torch.tensor([1.1, 1.0]), torch.tensor([0.3, 9.8])
     smoothed = (counts + 1e-5) / (2.1 + 2e-5) * 2.1
     torch.testing.assert_close(quantizer.codebook.squeeze().float(), sums / smoothed)
 
@@ -152,7 +153,9 @@ def test_bad_images_are_refused(x, message):
             method(x)
 
 
-@pytest.mark.parametrize("tokens", [torch.full((1, 8), 11), torch.full((1, 8), -1), torch.zeros(1, 9).long(), torch.zeros(1, 8)])
+@pytest.mark.parametrize(
+    "tokens", [torch.full((1, 8), 11), torch.full((1, 8), -1), torch.zeros(1, 9).long(), torch.zeros(1, 8)]
+)
 def test_bad_tokens_are_refused(tokens):
     with pytest.raises(ValueError, match="tokens"):
         tiny().decode(tokens)
