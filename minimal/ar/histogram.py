@@ -27,7 +27,7 @@ class Histogram(nn.Module):
         counts = F.one_hot(tokens, vocab_size).float()  # (M, N, V)
         tables = [counts[labels == c].sum(0) for c in range(num_classes)] if labels is not None else []
         tables = torch.stack((*tables, counts.sum(0))) + pseudo_count  # the null class counts everything
-        self.register_buffer("table", tables.log() - tables.sum(-1, keepdim=True).log())
+        self.table = nn.Parameter(tables.log() - tables.sum(-1, keepdim=True).log(), requires_grad=False)
 
     def logits(self, tokens: Tensor, cond: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, M, V), whatever the tokens are."""
