@@ -103,7 +103,7 @@ def pixel_tokenizer(data: Images) -> PixelTokenizer:
     return PixelTokenizer(17, data.image_shape)
 
 
-def pixel_gpt(data: Images, dim: int = 96, layers: int = 4, heads: int = 4, dropout: float = 0.2) -> RasterGPT:
+def pixel_gpt(data: Images, dim: int = 96, layers: int = 4, heads: int = 4, dropout: float = 0.1) -> RasterGPT:
     """An untrained model of those tokens, conditional on the label."""
     height, width = data.image_shape[1:]
     return RasterGPT(
@@ -120,7 +120,7 @@ def digits(split: str) -> Images:
 
 def digits_ar(steps: int = 2000, **options) -> Trained:
     """The pixel transformer of the digits: 0.45 M parameters, exact likelihood, the target of the fast samplers."""
-    return train_pixels({}, steps=steps, **options)
+    return train_pixels({"dropout": 0.2}, steps=steps, **options)
 
 
 def digits_draft(steps: int = 1200, **options) -> Trained:

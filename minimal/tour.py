@@ -90,6 +90,11 @@ class Result:
     accuracy: float  # share of samples in which the judge sees the label
     promise: str
 
+    @property
+    def waits(self) -> float:
+        """Forwards that an image waits for, one after the other, not counting those of a draft."""
+        return sum(count for name, count in self.forwards.items() if name != "draft")
+
 
 def main(
     data: str = "digits", steps: int | None = None, seed: int = 0, out: str | None = None, device: str = "cpu"
@@ -176,7 +181,7 @@ class Tour:
 
 
 TOURS = {
-    "digits": Tour(recipes.digits, steps=600, judge="judge_digits", others=shipped),
+    "digits": Tour(recipes.digits, steps=1200, judge="judge_digits", others=shipped),
     "mnist": Tour(
         mnist, steps=300, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)
     ),
@@ -238,34 +243,36 @@ def kept_promise(row: Row, sample: Sample, samples: dict[str, Sample]) -> str:
 
 def table(results: list[Result]) -> str:
     """The results as text."""
-    head = f"{'sampler':22s}{'forwards':>9s}{'+ draft':>9s}{'M mult-adds':>13s}{'ms':>8s}{'judge':>8s}   exact?"
-    lines = [head, f"{'':22s}{'per image':>9s}{'per image':>9s}{'per image':>13s}{'one':>8s}{'agrees':>8s}"]
+    columns = "{:20s}{:>10s}{:>11s}{:>13s}{:>9s}{:>9s}   {}"
+    lines = [
+        columns.format("sampler", "forwards", "+ draft's", "M mult-adds", "ms", "judge", "exact?"),
+        columns.format("", "per image", "per image", "per image", "for one", "agrees", ""),
+    ]
     for r in results:
-        draft = r.forwards.get("draft")
-        main_forwards = sum(count for name, count in r.forwards.items() if name != "draft")
-        lines.append(
-            f"{r.row.name:22s}{main_forwards:9.1f}{'' if draft is None else f'{draft:.1f}':>9s}{r.multiply_adds / 1e6:13.1f}"
-            f"{r.milliseconds:8.1f}{r.accuracy:8.0%}   {r.promise}"
-        )
-    return "\n".join(lines)
+        draft = f"{r.forwards['draft']:.1f}" if "draft" in r.forwards else ""
+        work, time = f"{r.multiply_adds / 1e6:.1f}", f"{r.milliseconds:.1f}"
+        lines.append(columns.format(r.row.name, f"{r.waits:.1f}", draft, work, time, f"{r.accuracy:.0%}", r.promise))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def picture(results: list[Result], real: data.Images) -> Figure:
     """Samples of every row, one column per class, beside the number of forwards that an image waits for."""
+    classes = range(real.num_classes)
+    rows = [torch.stack([real.images[real.labels == c][0] for c in classes])]
+    rows += [r.images.cpu().unflatten(0, (len(classes), -1))[:, 0] for r in results]
     with viz.style():
-        figure = Figure(figsize=(9.5, 0.62 * (len(results) + 1) + 0.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 1.25))
-        classes = results[0].images.unflatten(0, (real.num_classes, -1))[:, 0]
-        first = [int((real.labels == c).nonzero()[0]) for c in range(len(classes))]
-        rows = [real.images[first], *(r.images.cpu().unflatten(0, (real.num_classes, -1))[:, 0] for r in results)]
-        viz.image_grid(
-            torch.cat(rows), ncol=real.num_classes, row_labels=["real images", *(r.row.name for r in results)], ax=left
-        )
-        forwards = [sum(count for name, count in r.forwards.items() if name != "draft") for r in results]
-        y = torch.arange(1, len(results) + 1).tolist()
-        right.barh(y, forwards, height=0.55)
-        right.set(xscale="log", xlabel="forwards per image", yticks=[], ylim=(len(results) + 0.5, -0.5))
-        for position, value in zip(y, forwards):
-            right.text(value * 1.1, position, f"{value:.0f}", va="center")
-        right.set_xlim(0.7, 200)
+        figure = Figure(figsize=(9.6, 0.62 * len(rows) + 0.5), layout="none")
+        left = figure.add_axes((0.15, 0.09, 0.58, 0.9))
+        names = ["real images", *(r.row.name for r in results)]
+        viz.image_grid(torch.cat(rows), ncol=len(classes), row_labels=names, ax=left)
+        right = left.inset_axes((1.03, 0, 0.42, 1))  # as high as the grid, where row r is centred at y = r
+        waits = [r.waits for r in results]
+        right.barh(range(1, len(rows)), waits, left=0.8, height=0.5)
+        for y, value in enumerate(waits, start=1):
+            right.text((value + 0.8) * 1.12, y, f"{value:.0f}", va="center")
+        right.set(xscale="log", xlabel="forwards per image (log scale)", xlim=(0.8, 2 * max(waits)), ylim=left.get_ylim(), yticks=[])
+        right.grid(False)
+        right.spines["bottom"].set_visible(False)
+        right.set_xticks([], minor=True)
+        right.set_xticks([])
     return figure

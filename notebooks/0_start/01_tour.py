@@ -362,7 +362,7 @@ print(tour.table(results))
 
 # %%
 by_name = {r.row.name: r for r in results}
-forwards = {name: sum(v for k, v in r.forwards.items() if k != "draft") for name, r in by_name.items()}
+forwards = {name: r.waits for name, r in by_name.items()}
 work = {name: r.multiply_adds for name, r in by_name.items()}
 
 assert by_name["pixels, cached"].promise == by_name["pixels, Jacobi"].promise == "same tokens"
