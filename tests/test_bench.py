@@ -16,7 +16,11 @@ def test_the_peer_with_our_weights_decodes_our_tokens(kv_heads):
     peer, prompt = bench.llama_peer(model), torch.full((2, 1), 50)
     theirs = peer.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0)[:, 1:]
     for ours in (model, FastRaster(model)):
-        assert torch.equal(sample_cached(ours, 2, temperature=0).tokens, theirs)
+        tokens = sample_cached(ours, 2, temperature=0).tokens
+        assert torch.equal(tokens, theirs)
+        assert bench.disagreements(peer, prompt, tokens) == (0, 0)
+    tokens[0, 3] = (tokens[0, 3] + 1) % 50
+    assert bench.disagreements(peer, prompt, tokens)[1] >= 1
 
 
 def test_cases_of_a_race_take_turns_and_the_first_round_warms_up():
