@@ -35,7 +35,10 @@ def main(job: str = "all", device: str = "cpu") -> None:
 
 
 def race(cases: dict[str, Callable[[], object]], rounds: int = 7, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each case; one round runs every case once. On a CPU the clock counts this thread's time only."""
+    """Median seconds of each case.
+
+    One round runs every case once. On a CPU the clock counts this thread's time only.
+    """
     clock = time.perf_counter if device == "cuda" else time.thread_time
     seconds = {name: [] for name in cases}
     for turn in range(rounds + 1):
@@ -165,7 +168,10 @@ def x_transformers_peer():
 
 
 def llama_peer(model: RasterGPT):
-    """transformers' Llama with the weights of `model`. It pairs rotary channels (i, i + d / 2) where we pair (2i, 2i + 1)."""
+    """transformers' Llama with the weights of `model`.
+
+    It pairs rotary channels (i, i + d / 2) where we pair (2i, 2i + 1).
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     attention = model.blocks[0].attention

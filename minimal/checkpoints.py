@@ -26,7 +26,7 @@ from torch import nn
 from minimal import __version__
 
 BLANK = b"0" * 64
-SEAL = re.compile(rb'sha256\W+([0-9a-f]{64})')
+SEAL = re.compile(rb"sha256\W+([0-9a-f]{64})")
 CLASS = re.compile(r"minimal(\.[a-z]\w*)+\.[A-Z]\w*")
 
 
@@ -56,8 +56,10 @@ def load(name_or_path, device="cpu"):
             module = cls(**config)
         module.load_state_dict(weights)  # casts to the dtype of the module, so float16 becomes float32
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} was made by version {header['version']} and does not fit {header['class']} of "
-                         f"version {__version__}; train it again. ({error})") from error
+        raise ValueError(
+            f"{path} was made by version {header['version']} and does not fit {header['class']} of "
+            f"version {__version__}; train it again. ({error})"
+        ) from error
     return module.to(device).eval()
 
 
@@ -85,8 +87,10 @@ def locate(name_or_path):
     if path.suffix != ".safetensors":
         path = folder() / f"{name_or_path}.safetensors"
     if not path.is_file():
-        raise ValueError(f"no checkpoint {str(name_or_path)!r} at {path}; there are: {', '.join(names()) or 'none'}. "
-                         f"`minimal train {path.stem}` makes it, if there is a recipe of that name")
+        raise ValueError(
+            f"no checkpoint {str(name_or_path)!r} at {path}; there are: {', '.join(names()) or 'none'}. "
+            f"`minimal train {path.stem}` makes it, if there is a recipe of that name"
+        )
     return path
 
 
@@ -148,8 +152,10 @@ def read(path):
     data = Path(path).read_bytes()
     seal = SEAL.search(data)
     if seal is None or hashlib.sha256(data.replace(seal[1], BLANK, 1)).hexdigest().encode() != seal[1]:
-        raise ValueError(f"{path} is damaged, or was not written by minimal: its sha256 does not match its content. "
-                         "Delete it, then restore or train it again")
+        raise ValueError(
+            f"{path} is damaged, or was not written by minimal: its sha256 does not match its content. "
+            "Delete it, then restore or train it again"
+        )
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8:8 + size])["__metadata__"]["minimal"])
+    header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["minimal"])
     return header, safetensors.torch.load(data)

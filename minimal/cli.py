@@ -127,8 +127,12 @@ def data(args):
     from minimal.data.source import cache_folder
 
     rows = found()
-    print(columns([("name", "kind", "where", "licence")]
-                  + [(row.name, row.kind, row.where or "missing", row.licence) for row in rows]))
+    print(
+        columns(
+            [("name", "kind", "where", "licence")]
+            + [(row.name, row.kind, row.where or "missing", row.licence) for row in rows]
+        )
+    )
     if missing := [(f"  {row.name}", row.missing) for row in rows if row.missing]:
         print(f"\nWhat is missing is downloaded when first used. Or put it into {cache_folder()} yourself:")
         print(columns(missing))

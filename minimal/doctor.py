@@ -29,9 +29,11 @@ def versions() -> list[str]:
     import minimal
 
     packages = [f"{name} {installed(name) or 'MISSING'}" for name in requirements().get("", [])]
-    return [f"minimal     {minimal.__version__} in {PACKAGE}",
-            f"python      {platform.python_version()} in {sys.prefix}",
-            f"packages    {', '.join(packages)}"]
+    return [
+        f"minimal     {minimal.__version__} in {PACKAGE}",
+        f"python      {platform.python_version()} in {sys.prefix}",
+        f"packages    {', '.join(packages)}",
+    ]
 
 
 def machine() -> list[str]:
@@ -50,10 +52,12 @@ def machine() -> list[str]:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     writable = "" if os.access(existing, os.W_OK) else ", NOT WRITABLE"
     limits = [f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if key in os.environ]
-    return [f"system      {platform.system()} {platform.release()} {platform.machine()}",
-            f"cores       {os.cpu_count()}; torch uses {torch.get_num_threads()} threads {' '.join(limits)}".rstrip(),
-            f"devices     {', '.join(devices)}",
-            f"free disk   {shutil.disk_usage(existing).free / 1e9:.1f} GB in {folder}{writable}"]
+    return [
+        f"system      {platform.system()} {platform.release()} {platform.machine()}",
+        f"cores       {os.cpu_count()}; torch uses {torch.get_num_threads()} threads {' '.join(limits)}".rstrip(),
+        f"devices     {', '.join(devices)}",
+        f"free disk   {shutil.disk_usage(existing).free / 1e9:.1f} GB in {folder}{writable}",
+    ]
 
 
 def contents() -> list[str]:

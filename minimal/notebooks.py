@@ -138,9 +138,11 @@ def sync(script: Path, *, execute: bool = False, discard: bool = False) -> str:
         old = nbformat.read(path, as_version=4)
         same, edited = to_script(old) == to_script(new), signature(old) != digest(old)
         if edited and not same and not discard:
-            raise ValueError(f"{path} was edited by hand and {script.name} differs. Keep what was typed there:\n"
-                             f"    python -m minimal.notebooks pull {quote(path)}\nor drop it:\n"
-                             f"    python -m minimal.notebooks sync --discard {quote(script)}")
+            raise ValueError(
+                f"{path} was edited by hand and {script.name} differs. Keep what was typed there:\n"
+                f"    python -m minimal.notebooks pull {quote(path)}\nor drop it:\n"
+                f"    python -m minimal.notebooks sync --discard {quote(script)}"
+            )
         good = not edited and executed(old) and not execute
         if good and same:
             return "up to date"
@@ -161,7 +163,11 @@ def run(notebook: NotebookNode, script: Path) -> None:
     total = sum(runs(cell) for cell in notebook.cells)
     with tqdm(total=total, desc=script.stem, unit="cell", disable=not sys.stderr.isatty()) as bar:
         client = NotebookClient(
-            notebook, kernel_name="python3", timeout=600, record_timing=False, coalesce_streams=True,
+            notebook,
+            kernel_name="python3",
+            timeout=600,
+            record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(script.parent)}},
             on_cell_executed=lambda cell, **_: bar.update(runs(cell)),
         )
@@ -216,9 +222,11 @@ def disagreement(script: Path, notebook: NotebookNode) -> list[str]:
     ours, theirs = to_script(read_script(script)), to_script(notebook)
     if ours != theirs:
         diff = difflib.unified_diff(ours.splitlines(), theirs.splitlines(), script.name, path.name, n=2, lineterm="")
-        return [f"{script.name} and {path.name} differ. Is the script right? `make sync`. Is the notebook right?\n"
-                f"    python -m minimal.notebooks pull {quote(path)}\n"
-                f"Was neither meant to change? git checkout -- {quote(script)} {quote(path)}\n" + "\n".join(diff)]
+        return [
+            f"{script.name} and {path.name} differ. Is the script right? `make sync`. Is the notebook right?\n"
+            f"    python -m minimal.notebooks pull {quote(path)}\n"
+            f"Was neither meant to change? git checkout -- {quote(script)} {quote(path)}\n" + "\n".join(diff)
+        ]
     if signature(notebook) != digest(notebook):
         return [f"the outputs of {path.name} were made by another version of its code; `make sync` runs it again"]
     return []

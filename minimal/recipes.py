@@ -29,7 +29,10 @@ Trained = tuple[nn.Module, dict[str, float]]
 
 
 def run(name: str, out: str | None = None, steps: int | None = None, seed: int = 0, device: str = "cpu") -> Path:
-    """Train recipe `name` and save its checkpoint to `out`, by default among the shipped ones. Continues a killed run."""
+    """Train recipe `name` and save its checkpoint to `out`, by default among the shipped ones.
+
+    Continues a killed run.
+    """
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are: {', '.join(names())}")
     path = Path(out) if out else checkpoints.folder() / f"{name}.safetensors"

@@ -24,8 +24,10 @@ class Batches:
         if not callable(data):
             sizes = [len(x) for x in data] if isinstance(data, (tuple, list)) else None
             if not sizes or len(set(sizes)) > 1 or sizes[0] == 0:
-                raise ValueError("data must be a tuple of equally long, non-empty tensors or a callable(batch_size, "
-                                 f"generator); got {type(data).__name__} with lengths {sizes}")
+                raise ValueError(
+                    "data must be a tuple of equally long, non-empty tensors or a callable(batch_size, "
+                    f"generator); got {type(data).__name__} with lengths {sizes}"
+                )
         self.data, self.batch_size = data, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)  # the examples still to come, in order
@@ -36,7 +38,7 @@ class Batches:
         while len(self.order) < self.batch_size:
             epoch = torch.randperm(len(self.data[0]), generator=self.generator)
             self.order = torch.cat([self.order, epoch])
-        index, self.order = self.order[:self.batch_size], self.order[self.batch_size:]
+        index, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
         return tuple(x[index.to(x.device)] for x in self.data)
 
 
@@ -44,11 +46,11 @@ class Batches:
 class History:
     """What happened in a run. `fit` returns it, `viz` draws it."""
 
-    losses: list[float] = field(default_factory=list)            # one per step; their sum, if step_fn returns several
-    logs: list[dict[str, float]] = field(default_factory=list)   # one per step
-    validation: dict[int, float] = field(default_factory=dict)   # weight updates so far -> value, lower is better
-    best_step: int | None = None                                 # where the validation value was lowest
-    seconds: float = 0.0                                         # over all pieces of an interrupted run
+    losses: list[float] = field(default_factory=list)  # one per step; their sum, if step_fn returns several
+    logs: list[dict[str, float]] = field(default_factory=list)  # one per step
+    validation: dict[int, float] = field(default_factory=dict)  # weight updates so far -> value, lower is better
+    best_step: int | None = None  # where the validation value was lowest
+    seconds: float = 0.0  # over all pieces of an interrupted run
 
     @property
     def steps(self):
@@ -67,11 +69,14 @@ class Run:
         self.history, self.best, self.seed = History(), {}, settings["seed"]
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.identity = {
-            **settings, "ema": ema and ema.decay, "examples": None if callable(batches.data) else len(batches.data[0]),
+            **settings,
+            "ema": ema and ema.decay,
+            "examples": None if callable(batches.data) else len(batches.data[0]),
             # `initial_lr` outlives a run, so that an optimizer can be used again: the schedule overwrites `lr`.
             "learning rates": [group.setdefault("initial_lr", group["lr"]) for group in groups],
             "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
-            **{f"shape of {name}": list(value.shape) for name, value in root.state_dict().items()}}
+            **{f"shape of {name}": list(value.shape) for name, value in root.state_dict().items()},
+        }
 
     def validate(self, validate):
         self.root.eval()
@@ -90,8 +95,11 @@ class Run:
         return value
 
     def save(self, path):
-        tensors = {"random.cpu": torch.get_rng_state(), "random.data": self.batches.generator.get_state(),
-                   "order": self.batches.order}
+        tensors = {
+            "random.cpu": torch.get_rng_state(),
+            "random.data": self.batches.generator.get_state(),
+            "order": self.batches.order,
+        }
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         tensors |= {f"model.{name}": x for name, x in self.root.state_dict().items()}
@@ -100,19 +108,25 @@ class Run:
             tensors |= {f"ema.{name}": x for name, x in self.ema.weights.items()}
         for i, optimizer in enumerate(self.optimizers):
             for j, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{key}": torch.as_tensor(x) for key, x in moments.items()
-                            if x is not None}
+                tensors |= {
+                    f"optimizer.{i}.{j}.{key}": torch.as_tensor(x) for key, x in moments.items() if x is not None
+                }
         header = {"run": self.identity, "history": asdict(self.history), "updates": self.ema and self.ema.updates}
         checkpoints.write(path, tensors, header)
 
     def restore(self, path):
         header, tensors = checkpoints.read(path)
         there, here = header.get("run", {}), self.identity
-        differ = [f"{key}: {there.get(key)} there, {here.get(key)} here"
-                  for key in {**there, **here} if there.get(key) != here.get(key)]
+        differ = [
+            f"{key}: {there.get(key)} there, {here.get(key)} here"
+            for key in {**there, **here}
+            if there.get(key) != here.get(key)
+        ]
         if differ:
-            raise ValueError(f"{path} is the state of another run ({'; '.join(differ[:3])}). "
-                             "Delete it to start afresh, or choose another `save_to`")
+            raise ValueError(
+                f"{path} is the state of another run ({'; '.join(differ[:3])}). "
+                "Delete it to start afresh, or choose another `save_to`"
+            )
 
         def part(prefix):
             return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

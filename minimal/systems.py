@@ -86,8 +86,10 @@ def broken(systems: list[System], root: Path | str) -> list[str]:
         if not script.is_file():
             found.append(f"[{system.id}] notebook: there is no {script.relative_to(root)}")
         elif section not in headings(script):
-            found.append(f"[{system.id}] notebook: {notebook} has no heading #{section}; "
-                         f"it has {', '.join('#' + slug for slug in headings(script))}")
+            found.append(
+                f"[{system.id}] notebook: {notebook} has no heading #{section}; "
+                f"it has {', '.join('#' + slug for slug in headings(script))}"
+            )
         if not (root / system.module).is_file():
             found.append(f"[{system.id}] module: there is no {system.module}")
         file, _, name = system.test.partition("::")

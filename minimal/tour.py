@@ -270,7 +270,8 @@ def picture(results: list[Result], real: data.Images) -> Figure:
         right.barh(range(1, len(rows)), waits, left=0.8, height=0.5)
         for y, value in enumerate(waits, start=1):
             right.text((value + 0.8) * 1.12, y, f"{value:.0f}", va="center")
-        right.set(xscale="log", xlabel="forwards per image (log scale)", xlim=(0.8, 2 * max(waits)), ylim=left.get_ylim(), yticks=[])
+        right.set(xscale="log", xlabel="forwards per image (log scale)", xlim=(0.8, 2 * max(waits)))
+        right.set(ylim=left.get_ylim(), yticks=[])
         right.grid(False)
         right.spines["bottom"].set_visible(False)
         right.set_xticks([], minor=True)

@@ -34,8 +34,10 @@ from minimal.run import Batches, History, Run
 def adamw(model, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95)):
     """AdamW that decays matrices and kernels only: gains, biases and other vectors are not pulled towards zero."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
 
 
@@ -84,9 +86,28 @@ class EMA:
 # The loop
 
 
-def fit(model, data, optimizers=None, *, steps, step_fn=None, batch_size=128, seed=0, warmup=0.05, floor=0.1, clip=1.0,
-        ema=None, autocast=False, validate=None, validate_every=200, keep_best=True, save_to=None, save_every=200,
-        desc="train", progress=True) -> History:
+def fit(
+    model,
+    data,
+    optimizers=None,
+    *,
+    steps,
+    step_fn=None,
+    batch_size=128,
+    seed=0,
+    warmup=0.05,
+    floor=0.1,
+    clip=1.0,
+    ema=None,
+    autocast=False,
+    validate=None,
+    validate_every=200,
+    keep_best=True,
+    save_to=None,
+    save_every=200,
+    desc="train",
+    progress=True,
+) -> History:
     """Train `model` for `steps` steps, leave it in eval mode, and return a `History`.
 
     model       a module, or a dict of modules when several are trained. All of them are put in train mode and saved.
@@ -116,9 +137,22 @@ def fit(model, data, optimizers=None, *, steps, step_fn=None, batch_size=128, se
     step_fn = step_fn or (lambda batch, step: model.loss(*batch) if isinstance(batch, tuple) else model.loss(batch))
     device = next(root.parameters()).device.type
     torch.manual_seed(seed)
-    run = Run(root, optimizers, ema, Batches(data, batch_size, seed), settings=dict(
-        steps=steps, batch_size=batch_size, seed=seed, warmup=warmup, floor=floor, clip=clip, keep_best=keep_best,
-        validate_every=validate_every if validate else None))
+    run = Run(
+        root,
+        optimizers,
+        ema,
+        Batches(data, batch_size, seed),
+        settings=dict(
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            warmup=warmup,
+            floor=floor,
+            clip=clip,
+            keep_best=keep_best,
+            validate_every=validate_every if validate else None,
+        ),
+    )
     if save_to is not None and Path(save_to).exists():
         run.restore(save_to)
     history = run.history
@@ -163,12 +197,16 @@ def descend(scalars, optimizers, clip, rate, step):
     elif len(scalars) == len(optimizers):
         moves = [([optimizer], x) for optimizer, x in zip(optimizers, scalars, strict=True) if x is not None]
     else:
-        raise ValueError(f"step_fn returned {len(scalars)} scalars for {len(optimizers)} optimizers; "
-                         "it must return one tensor for all, or a tuple with one (or None) for each")
+        raise ValueError(
+            f"step_fn returned {len(scalars)} scalars for {len(optimizers)} optimizers; "
+            "it must return one tensor for all, or a tuple with one (or None) for each"
+        )
     loss = sum(scalar.item() for _, scalar in moves)
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step}. Look at the batch, lower the learning rate or "
-                                 "warm up for longer; the weights are those before this step")
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}. Look at the batch, lower the learning rate or "
+            "warm up for longer; the weights are those before this step"
+        )
     for i, (moved, scalar) in enumerate(moves, start=1):
         for optimizer in moved:
             optimizer.zero_grad()
@@ -177,8 +215,10 @@ def descend(scalars, optimizers, clip, rate, step):
     for optimizer in moved:
         norm = nn.utils.clip_grad_norm_(parameters(optimizer), clip)
         if not norm.isfinite():
-            raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step}, though the loss is finite. "
-                                     "Look for a log, a square root or a division near zero")
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()} at step {step}, though the loss is finite. "
+                "Look for a log, a square root or a division near zero"
+            )
     for optimizer in moved:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"]

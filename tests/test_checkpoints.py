@@ -138,13 +138,14 @@ def test_a_flipped_bit_in_every_byte_of_the_header_is_reported(sealed):
     path, data = sealed
     copy = path.with_name("damaged.safetensors")
     for offset in range(8 + int.from_bytes(data[:8], "little")):
-        copy.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1:])
+        copy.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         with pytest.raises(ValueError, match="damaged"):
             checkpoints.header(copy)
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"",
-                                    lambda data: b"PK\3\4 not ours"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"", lambda data: b"PK\3\4 not ours"]
+)
 def test_cut_longer_empty_and_foreign_files_are_reported(sealed, change):
     path, data = sealed
     copy = path.with_name("damaged.safetensors")
@@ -153,11 +154,32 @@ def test_cut_longer_empty_and_foreign_files_are_reported(sealed, change):
         checkpoints.load(copy)
 
 
-@pytest.mark.parametrize("name", [
-    "os.system", "torch.nn.Linear", "torch.nn.modules.linear.Linear", "minimal.../../x", "minimal...os.System",
-    "minimal", "minimal.Toy", "minimal_evil.toy.Toy", "evil.minimal.toy.Toy", "minimal.toy.Linear", "minimal.toy.os",
-    "minimal.toy.Missing", "minimal.missing.Toy", "minimal.__main__.Toy", "minimal.toy.Toy\n",
-    "minimal.checkpoints.Path", "minimal.train.History", "", None, 3, ["minimal.toy.Toy"]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        "torch.nn.modules.linear.Linear",
+        "minimal.../../x",
+        "minimal...os.System",
+        "minimal",
+        "minimal.Toy",
+        "minimal_evil.toy.Toy",
+        "evil.minimal.toy.Toy",
+        "minimal.toy.Linear",
+        "minimal.toy.os",
+        "minimal.toy.Missing",
+        "minimal.missing.Toy",
+        "minimal.__main__.Toy",
+        "minimal.toy.Toy\n",
+        "minimal.checkpoints.Path",
+        "minimal.train.History",
+        "",
+        None,
+        3,
+        ["minimal.toy.Toy"],
+    ],
+)
 def test_a_class_from_outside_the_package_is_refused(tmp_path, name):
     path = tmp_path / "foreign.safetensors"
     checkpoints.write(path, {"weight": torch.zeros(1)}, {"class": name, "config": {}, "version": "0"})
@@ -198,6 +220,7 @@ def test_a_save_that_fails_leaves_the_previous_file_and_no_litter(tmp_path, monk
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(Toy(4), path, recipe="second")
@@ -215,5 +238,5 @@ def test_the_file_reaches_the_disk_before_its_name_and_the_name_before_the_retur
 def test_the_header_is_readable_with_nothing_but_json(tmp_path):
     checkpoints.save(Toy(4), tmp_path / "toy.safetensors", recipe="digits")
     data = (tmp_path / "toy.safetensors").read_bytes()
-    outer = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    outer = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(outer["__metadata__"]["minimal"])["recipe"] == "digits"

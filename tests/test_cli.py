@@ -133,8 +133,10 @@ def test_a_closed_pipe_is_no_traceback():
 def test_tour_is_handed_what_was_typed(stand_in):
     calls = stand_in("tour", "main")
     assert run("tour") == run("tour", "--data", "mnist", "--steps", 7, "--seed", 3, "--out", "a.png") == 0
-    assert calls == [((), dict(data="digits", steps=None, seed=0, out=None, device="cpu")),
-                     ((), dict(data="mnist", steps=7, seed=3, out="a.png", device="cpu"))]
+    assert calls == [
+        ((), dict(data="digits", steps=None, seed=0, out=None, device="cpu")),
+        ((), dict(data="mnist", steps=7, seed=3, out="a.png", device="cpu")),
+    ]
 
 
 def test_bench_is_handed_what_was_typed(stand_in):

@@ -293,4 +293,7 @@ def test_only_a_strict_notebook_has_all_its_outputs_compared(tmp_path):
     command = "-m pytest --nbval-lax --nbval-current-env -rA -p no:cacheprovider .".split()
     said = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True).stdout
     assert {line.split(".ipynb")[0] for line in said.splitlines() if line.startswith(("PASSED", "FAILED"))} == {
-        "PASSED lax", "FAILED strict", "FAILED tagged"}, said
+        "PASSED lax",
+        "FAILED strict",
+        "FAILED tagged",
+    }, said

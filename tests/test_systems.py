@@ -16,12 +16,15 @@ part = 2
 depth = "core"
 status = "planned"
 """
-DONE = ENTRY.replace('"planned"', '"done"') + """
+DONE = (
+    ENTRY.replace('"planned"', '"done"')
+    + """
 notebook = "2_autoregressive/03_next_scale#the-pyramid"
 module = "minimal/ar/scale.py"
 test = "tests/ar/test_scale.py::test_a_scale_sees_no_finer_one"
 claim = "20 times fewer forwards than raster order"
 """
+)
 
 SCRIPT = """# %% [markdown]
 # # Scales

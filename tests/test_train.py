@@ -56,15 +56,29 @@ def run(steps=12, before_step=lambda step: None, **options):
         loss, logs = model.loss(*batch)
         return (loss if step < steps // 2 else -loss, critic(batch[0] + torch.randn(4)).square().mean()), logs
 
-    history = fit({"model": model, "critic": critic}, examples(), [adamw(model, 0.05), torch.optim.SGD(
-        critic.parameters(), 0.1, momentum=0.9)], step_fn=step_fn, steps=steps, batch_size=5, ema=ema, progress=False,
-        validate=lambda step: model.loss(x_held + torch.randn(4), y_held)[0], validate_every=2, **options)
+    history = fit(
+        {"model": model, "critic": critic},
+        examples(),
+        [adamw(model, 0.05), torch.optim.SGD(critic.parameters(), 0.1, momentum=0.9)],
+        step_fn=step_fn,
+        steps=steps,
+        batch_size=5,
+        ema=ema,
+        progress=False,
+        validate=lambda step: model.loss(x_held + torch.randn(4), y_held)[0],
+        validate_every=2,
+        **options,
+    )
     assert 0 < history.best_step < steps
-    state = {**model.state_dict(), **{f"critic.{k}": v for k, v in critic.state_dict().items()},
-             **{f"ema.{k}": v for k, v in ema.weights.items()}, "random": torch.rand(1),
-             "losses": torch.tensor(history.losses, dtype=torch.float64),
-             "accuracy": torch.tensor([log["accuracy"] for log in history.logs]),
-             "validation": torch.tensor(list(history.validation.items()), dtype=torch.float64)}
+    state = {
+        **model.state_dict(),
+        **{f"critic.{k}": v for k, v in critic.state_dict().items()},
+        **{f"ema.{k}": v for k, v in ema.weights.items()},
+        "random": torch.rand(1),
+        "losses": torch.tensor(history.losses, dtype=torch.float64),
+        "accuracy": torch.tensor([log["accuracy"] for log in history.logs]),
+        "validation": torch.tensor(list(history.validation.items()), dtype=torch.float64),
+    }
     return {name: value.clone() for name, value in state.items()}
 
 
@@ -88,6 +102,7 @@ def test_stopping_once_at_every_step_changes_nothing(tmp_path, save_every):
         if step not in stopped:
             stopped.add(step)
             raise Killed
+
     options = dict(save_to=tmp_path / "run.safetensors", save_every=save_every)
     for _ in range(12):
         with pytest.raises(Killed):
@@ -103,6 +118,7 @@ def test_stopping_in_a_save_resumes_from_the_one_before(tmp_path, monkeypatch):
         if next(calls) % 5 == 4:
             raise Killed
         fsync(descriptor)
+
     monkeypatch.setattr(os, "fsync", fail_sometimes)
     stops = 0
     while True:
@@ -123,6 +139,7 @@ def train_slowly(folder, say):
         say(b"f")
         time.sleep(0.02)
         fsync(descriptor)
+
     os.fsync = slow_fsync
     state = run(steps=60, before_step=lambda step: say(b"s"), save_every=3, save_to=folder / "run.safetensors")
     checkpoints.write(folder / "final.safetensors", state, {})
@@ -161,14 +178,23 @@ def kill_and_resume(folder, kills=12):
 def test_sigkill_at_any_moment_changes_nothing(tmp_path):
     # In a process of its own, since torch cannot compute gradients in the fork of a process that has done so.
     path = os.pathsep.join([str(Path(minimal.__file__).parents[1]), str(Path(__file__).parent)])
-    subprocess.run([sys.executable, "-c", f"import test_train; test_train.kill_and_resume({str(tmp_path)!r})"],
-                   check=True, env={**os.environ, "PYTHONPATH": path})
+    subprocess.run(
+        [sys.executable, "-c", f"import test_train; test_train.kill_and_resume({str(tmp_path)!r})"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert_identical(checkpoints.read(tmp_path / "final.safetensors")[1], run(steps=60))
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(steps=13), "steps: 12 there, 13 here"), (dict(seed=1), "seed: 0 there, 1 here"),
-    (dict(clip=2.0), "clip: 1.0 there, 2.0 here"), (dict(keep_best=False), "keep_best: True there, False here")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(steps=13), "steps: 12 there, 13 here"),
+        (dict(seed=1), "seed: 0 there, 1 here"),
+        (dict(clip=2.0), "clip: 1.0 there, 2.0 here"),
+        (dict(keep_best=False), "keep_best: True there, False here"),
+    ],
+)
 def test_the_state_of_another_run_is_refused(tmp_path, change, message):
     run(save_to=tmp_path / "run.safetensors")
     with pytest.raises(ValueError, match=f"another run .*{message}"):
@@ -201,7 +227,7 @@ def test_the_rate_climbs_to_one_and_falls_to_the_floor(steps, warmup, floor):
     rates = [warmup_cosine(step, steps, warmup, floor) for step in range(steps)]
     warm = round(warmup * steps)
     assert rates[:warm] == [(k + 1) / warm for k in range(warm)]
-    assert all(a >= b for a, b in itertools.pairwise(rates[max(warm - 1, 0):]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[max(warm - 1, 0) :]))
     if warm < steps:
         assert rates[-1] == pytest.approx(floor) and 0 <= min(rates) and max(rates) <= 1
 
@@ -218,6 +244,7 @@ def test_the_learning_rate_follows_the_schedule_and_an_optimizer_can_be_used_twi
     def step_fn(batch, step):
         rates.append(optimizer.param_groups[0]["lr"])  # set by the step before
         return model.loss(*batch)
+
     for _ in range(2):
         fit(model, examples(), optimizer, step_fn=step_fn, steps=20, progress=False)
         assert rates[1:] == pytest.approx([0.5 * warmup_cosine(step, 20) for step in range(19)])
@@ -266,7 +293,7 @@ def test_every_example_comes_exactly_once_an_epoch_in_a_new_order(n, batch_size,
     batches = Batches((torch.arange(n), torch.arange(n) * 10), batch_size, seed)
     drawn = [batches.next() for _ in range(math.ceil(3 * n / batch_size))]
     assert all(len(x) == batch_size and torch.equal(10 * x, y) for x, y in drawn)
-    epochs = torch.cat([x for x, _ in drawn])[:3 * n].reshape(3, n)
+    epochs = torch.cat([x for x, _ in drawn])[: 3 * n].reshape(3, n)
     assert torch.equal(epochs.sort(dim=1).values, torch.arange(n).expand(3, n))
     if n >= 12:
         assert not torch.equal(epochs[0], epochs[1])
@@ -309,6 +336,7 @@ def test_validation_does_not_change_training():
     def losses(**options):
         torch.manual_seed(0)
         return fit(Classifier(), examples(), steps=10, batch_size=5, progress=False, **options).losses
+
     assert losses() == losses(validate=lambda step: torch.rand(1), validate_every=3)
 
 
@@ -321,6 +349,7 @@ def test_validation_sees_averaged_weights_in_eval_mode_and_the_same_noise():
         assert all(torch.equal(p, ema.weights[name]) for name, p in model.named_parameters())
         seen.append((step, torch.rand(1)))
         return -step
+
     history = fit(model, examples(), steps=7, ema=ema, validate=validate, validate_every=3, progress=False)
     assert [step for step, _ in seen] == [3, 6, 7] and len({noise.item() for _, noise in seen}) == 1
     assert history.validation == {3: -3, 6: -6, 7: -7} and history.best_step == 7 and history.best == -7
@@ -333,6 +362,7 @@ def test_the_best_weights_on_validation_are_kept(keep_best, kept):
     def validate(step):
         weights[step] = model.inner.weight.clone()
         return abs(step - 4)
+
     history = fit(model, examples(), steps=8, validate=validate, validate_every=2, keep_best=keep_best, progress=False)
     assert history.best_step == 4 and torch.equal(model.inner.weight, weights[kept])
 
@@ -350,8 +380,16 @@ def test_the_gradient_is_clipped_to_its_norm(clip):
     before = model.weight.detach().clone()
     sgd = torch.optim.SGD(model.parameters(), 1.0)
     direction = torch.tensor([30.0, 0.0, 40.0])
-    fit(model, (torch.zeros(4, 1),), sgd, step_fn=lambda batch, step: ((model.weight * direction).sum(), {}), steps=1,
-        warmup=1.0, clip=clip, progress=False)
+    fit(
+        model,
+        (torch.zeros(4, 1),),
+        sgd,
+        step_fn=lambda batch, step: ((model.weight * direction).sum(), {}),
+        steps=1,
+        warmup=1.0,
+        clip=clip,
+        progress=False,
+    )
     moved = (before - model.weight).flatten()
     torch.testing.assert_close(moved, direction * min(1.0, clip / 50), rtol=1e-4, atol=1e-6)
 
@@ -365,6 +403,7 @@ def test_a_bad_loss_stops_before_it_reaches_the_weights(bad):
         weights.append(model.inner.weight.detach().clone())
         loss, logs = model.loss(*batch)
         return (loss * bad if step == 3 else loss), logs
+
     with pytest.raises(FloatingPointError, match="the loss is -?(nan|inf) at step 3"):
         fit(model, examples(), step_fn=step_fn, steps=9, progress=False)
     assert torch.equal(model.inner.weight, weights[3]) and not torch.equal(weights[2], weights[3])
@@ -374,8 +413,13 @@ def test_a_bad_gradient_of_a_finite_loss_stops_too():
     model = Classifier()
     before = model.inner.weight.detach().clone()
     with pytest.raises(FloatingPointError, match="gradient.* at step 0"):
-        fit(model, examples(), steps=2, progress=False,
-            step_fn=lambda batch, step: ((model.inner.weight * 0).square().sum().sqrt(), {}))
+        fit(
+            model,
+            examples(),
+            steps=2,
+            progress=False,
+            step_fn=lambda batch, step: ((model.inner.weight * 0).square().sum().sqrt(), {}),
+        )
     assert torch.equal(model.inner.weight, before)
 
 
@@ -391,9 +435,19 @@ def test_each_scalar_moves_only_the_parameters_of_its_own_optimizer():
     def step_fn(batch, step):  # a goes up on a * b, b goes down on it; b rests in the second step
         product = (a.weight * b.weight).sum()
         return (-product, product if step == 0 else None), {}
+
     sgds = [torch.optim.SGD(module.parameters(), 0.1) for module in (a, b)]
-    history = fit({"a": a, "b": b}, (torch.zeros(2),), sgds, step_fn=step_fn, steps=2, warmup=0, floor=1, clip=math.inf,
-                  progress=False)
+    history = fit(
+        {"a": a, "b": b},
+        (torch.zeros(2),),
+        sgds,
+        step_fn=step_fn,
+        steps=2,
+        warmup=0,
+        floor=1,
+        clip=math.inf,
+        progress=False,
+    )
     first = start[0] + 0.1 * start[1], start[1] - 0.1 * start[0]
     assert (a.weight.item(), b.weight.item()) == pytest.approx((first[0] + 0.1 * first[1], first[1]))
     assert history.losses == pytest.approx([0, -first[0] * first[1]])
@@ -402,8 +456,9 @@ def test_each_scalar_moves_only_the_parameters_of_its_own_optimizer():
 def test_one_scalar_moves_the_parameters_of_all_optimizers():
     model = Classifier()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    fit(model, examples(), [torch.optim.SGD(model.inner.parameters(), 0.1), adamw(model.outer)], steps=1,
-        progress=False)
+    fit(
+        model, examples(), [torch.optim.SGD(model.inner.parameters(), 0.1), adamw(model.outer)], steps=1, progress=False
+    )
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -422,6 +477,7 @@ def test_data_may_be_drawn_on_the_fly():
         x = torch.randn(batch_size, 4, generator=generator)
         sizes.append(x.sum().item())
         return x, (x[:, 0] > 0).long()
+
     fit(model, draw, steps=3, batch_size=6, progress=False)
     again, sizes = sizes[:], sizes.clear() or sizes
     fit(model, draw, steps=3, batch_size=6, progress=False)

@@ -2,8 +2,8 @@
 
     p(x_j = v | c) = (count of v at position j in class c + a) / (count of class c + a V)
 
-What a transformer gains over this line is what it learned from the *other* tokens. A target that hardly beats it is easy
-to draft for and converges at once under Jacobi iteration, and a speed-up on it means nothing.
+What a transformer gains over this line is what it learned from the *other* tokens. A target that hardly beats it is
+easy to draft for and converges at once under Jacobi iteration, and a speed-up on it means nothing.
 """
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 class Histogram(nn.Module):
-    """Counted from `tokens` (M, N) and, if given, `labels` (M,); `pseudo_count` a smooths cells that were never seen."""
+    """Counted from `tokens` (M, N) and, if given, `labels` (M,).
+
+    `pseudo_count` a smooths cells that were never seen.
+    """
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class RasterGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, kv_heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim, vocab_size, bias=False)
-        # input j + 1 is token j and stands where that token stands; the class in front of it stands outside the picture.
+        # input j + 1 is token j and stands where that token stands; the class in front stands outside the picture.
         # Guesses may run over the end by the length of an example, see speculative.py.
         coordinates = raster_coordinates(2 * length, grid_width)
         self.register_buffer(
@@ -74,7 +74,10 @@ class RasterGPT(nn.Module):
         return self.head(self.norm(x))
 
     def places(self, n: int, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
-        """Where the next n inputs stand and what they see: rotations (n, d / 2), mask (n, T), or both with leading (B, 1)."""
+        """Where the next n inputs stand and what they see.
+
+        Rotations (n, d / 2), mask (n, T), or both with leading (B, 1).
+        """
         query = torch.arange(n, device=self.coordinates.device) if cache is None else cache.positions(n)
         rotation = rotary(self.coordinates[query], self.blocks[0].attention.head_dim)
         if n == 1 and (cache is None or cache.dense):
@@ -85,10 +88,10 @@ class RasterGPT(nn.Module):
     def logits(
         self, tokens: Tensor, cond: Tensor | None = None, *, cache: KVCache | None = None, n: int | None = None
     ) -> Tensor:
-        """Row j is p(x_j | x_<j, cond), unnormalised. `tokens` (B, M) is a canvas: row j never reads x_j or what follows.
+        """Row j is p(x_j | x_<j, cond), unnormalised. `tokens` (B, M) is a canvas: row j never reads x_j or later ones.
 
-        Without a cache the result is (B, M, V). With one, only the rows it lacks are computed: positions cache.length to
-        M - 1, or the next `n` of each row. `cond` (B,) labels; None means the null class.
+        Without a cache the result is (B, M, V). With one, only the rows it lacks are computed: positions cache.length
+        to M - 1, or the next `n` of each row. `cond` (B,) labels; None means the null class.
         """
         start = self.start(cond, len(tokens), tokens.device)
         if cache is None:
@@ -144,7 +147,7 @@ class RasterGPT(nn.Module):
             raise ValueError(f"tokens must be long (B, N), got {tokens.dtype} {tuple(tokens.shape)}")
         if tokens.shape[1] > self.length:
             raise ValueError(
-                f"{tokens.shape[1]} tokens are longer than the context of {self.length}; crop them or build a longer model"
+                f"{tokens.shape[1]} tokens exceed the context of {self.length}; crop them or build a longer model"
             )
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise ValueError(

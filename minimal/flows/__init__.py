@@ -4,4 +4,3 @@ A transport model has `velocity(x, t, cond=None)`, with x (B, ...) and t (B,), a
 generator=None)`, which returns a scalar and a dict of logs. The samplers of minimal/samplers/flow.py take any such
 model.
 """
-

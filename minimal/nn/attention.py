@@ -2,7 +2,7 @@
 
     out = softmax(q k^T / sqrt(d) + mask) v,     H query heads share G key-value heads, H / G queries to each
 
-`plain_attention` is the definition, in three lines. `Attention` calls PyTorch's fused kernel, which tests hold against it.
+`plain_attention` is the definition, in three lines. `Attention` calls PyTorch's fused kernel; tests compare the two.
 """
 
 import torch
@@ -21,7 +21,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The reference: weighted mean of the values (B, H, Nq, d). Also differentiable in forward mode, unlike the kernel."""
+    """The reference: weighted mean of the values (B, H, Nq, d). Forward-mode autodiff works here."""
     return attention_weights(q, k, mask) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
@@ -45,7 +45,10 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`x` (B, n, dim) -> (B, n, dim). `mask` broadcasts to (B, H, n, T); with a cache, T counts the cached keys too."""
+        """`x` (B, n, dim) -> (B, n, dim).
+
+        `mask` broadcasts to (B, H, n, T); with a cache, T counts the cached keys too.
+        """
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)

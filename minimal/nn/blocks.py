@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
-    """Normal weights; what is added to the residual stream starts smaller, so that its variance does not grow with depth."""
+    """Normal weights; what is added to the residual stream starts smaller, lest its variance grow with depth."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "modulation" not in name:  # those start at zero
             scale = (2 * layers) ** -0.5 if name.endswith("out.weight") else 1.0

@@ -1,8 +1,9 @@
 """Key-value caches: what a causal transformer computed for earlier positions never changes, so keep it.
 
-A cache is a value that the caller makes, passes to the model and drops; modules hide none. It is allocated once, for the
-longest sequence. A forward over n new positions does, in every layer, `k, v = cache.append(layer, k, v)`, attends to what
-comes back, and at the end calls `cache.advance(n)` once. Shapes: keys and values (B, G, T, d) with G key-value heads.
+A cache is a value that the caller makes, passes to the model and drops; modules hide none. It is allocated once, for
+the longest sequence. A forward over n new positions does, in every layer, `k, v = cache.append(layer, k, v)`, attends
+to what comes back, and at the end calls `cache.advance(n)` once. Shapes: keys and values (B, G, T, d) with G
+key-value heads.
 
     KVCache          one length for all rows, an int; returns the filled slice, so no work is wasted. The default.
     StaticKVCache    a length per row, in a tensor; always returns the whole buffer, the mask hides the rest. Shapes and

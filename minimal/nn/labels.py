@@ -1,4 +1,4 @@
-"""Class labels as every conditional model takes them: long (B,), ids 0 .. num_classes - 1, and num_classes for "none"."""
+"""Class labels as every conditional model takes them: long (B,), 0 .. num_classes - 1, and num_classes for "none"."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ def check_labels(cond: Tensor | None, batch: int, num_classes: int) -> None:
         raise ValueError(f"labels must be long ({batch},), one per example; got {cond.dtype} {tuple(cond.shape)}")
     if batch and not 0 <= cond.min() <= cond.max() <= num_classes:
         raise ValueError(
-            f"labels run from {cond.min()} to {cond.max()}; the model knows {num_classes} classes and {num_classes} for none"
+            f"labels run from {cond.min()} to {cond.max()}; classes end at {num_classes - 1}, {num_classes} is none"
         )
 
 
 def drop_labels(
     cond: Tensor | None, p: float, num_classes: int, generator: torch.Generator | None = None
 ) -> Tensor | None:
-    """Each label becomes the null class with probability `p`: what classifier-free guidance (2207.12598) asks of training."""
+    """Each label becomes the null class with probability `p`: classifier-free guidance (2207.12598) needs both."""
     if cond is None:
         return None
     drop = (

@@ -35,7 +35,10 @@ class Mask:
     rule: Callable[[Place, Place], Tensor]
 
     def __call__(self, query: Tensor, key: Tensor, levels: Tensor | None = None) -> Tensor:
-        """Mask (..., Nq, Nk) for positions `query` (..., Nq) and `key` (..., Nk); `levels` (N,) defaults to the positions."""
+        """Mask (..., Nq, Nk) for positions `query` (..., Nq) and `key` (..., Nk).
+
+        `levels` (N,) defaults to the positions.
+        """
         query, key = query[..., :, None], key[..., None, :]
         level = (lambda position: position) if levels is None else (lambda position: levels[position])
         allowed = self.rule(Place(level(query), query), Place(level(key), key))

@@ -38,6 +38,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def raster_coordinates(length: int, width: int | None) -> Tensor:
-    """Coordinates (length, A) of positions in raster order: (row, column) on a grid `width` wide, or the position itself."""
+    """Coordinates (length, A) in raster order: (row, column) on a grid `width` wide, or the position itself."""
     position = torch.arange(length)
     return position[:, None] if width is None else torch.stack((position // width, position % width), dim=-1)

@@ -69,7 +69,10 @@ def new_canvas(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> tuple[Tensor, int]:
-    """Check what a sampler was asked for; return an empty canvas (n, N + spare) with the prompt on it, and its length."""
+    """Check what a sampler was asked for.
+
+    Return an empty canvas (n, N + spare) with the prompt on it, and its length.
+    """
     check_filters(temperature, top_k, top_p, min_p)
     if n < 1:
         raise ValueError(f"asked for {n} samples; give at least 1")

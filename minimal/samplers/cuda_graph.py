@@ -1,8 +1,8 @@
 """One decode step with fixed shapes, captured as a CUDA graph and replayed. No Triton, no compiler.
 
-A small model at batch 1 leaves a GPU idle: each of some hundred kernels per token costs the host 5 to 10 microseconds to
-launch. A CUDA graph records the launches once and replays them as one. Recording needs three things of a step, none of
-which needs a GPU to check (the tests do so with a dispatch mode that raises):
+A small model at batch 1 leaves a GPU idle: each of some hundred kernels per token costs the host 5 to 10 microseconds
+to launch. A CUDA graph records the launches once and replays them as one. Recording needs three things of a step,
+none of which needs a GPU to check (the tests do so with a dispatch mode that raises):
 
     fixed shapes       the cache is attended whole, and a mask made from the lengths hides what is not filled
     fixed addresses    canvas, lengths, cache and noise are allocated once and written in place

@@ -1,7 +1,7 @@
 """The same model with fewer operations per token: what a decode step spends its time on, and how not to.
 
-At batch 1 a small decoder is limited by the *number of operations* it issues, a few microseconds each, before arithmetic
-or memory count. `FastRaster` holds the weights of a `RasterGPT` in a form that needs about half as many:
+At batch 1 a small decoder is limited by the *number of operations* it issues, a few microseconds each, before
+arithmetic or memory count. `FastRaster` holds the weights of a `RasterGPT` in a form that needs about half as many:
 
     weights stored (in, out)       the residual is added inside the product: x + h W is one `addmm`
     norm weights folded            (g * x / rms) W = (x / rms) (diag(g) W): one multiplication less per product

@@ -2,9 +2,9 @@
 
     logits = logits_null + s (logits_cond - logits_null)
 
-s = 1 is the conditional model, s = 0 the unconditional one, s > 1 sharpens towards the class. `Guided` doubles the batch
-(second half: null class, same tokens), mixes the two halves and otherwise has the face of the model inside. Every sampler
-therefore works with guidance unchanged: guidance is part of *what* is sampled, not of *how*.
+s = 1 is the conditional model, s = 0 the unconditional one, s > 1 sharpens towards the class. `Guided` doubles the
+batch (second half: null class, same tokens), mixes the two halves and otherwise has the face of the model inside.
+Every sampler therefore works with guidance unchanged: guidance is part of *what* is sampled, not of *how*.
 """
 
 import torch

@@ -4,10 +4,10 @@ With the noise u fixed, sampling is a system of N equations in N unknowns (greed
 
     y_j = f(y)_j = inverse_cdf(p(. | y_0 .. y_{j-1}), u_j)
 
-Equation j depends on earlier unknowns only, so there is one solution, the sequential sample. Iterating y <- f(y) from any
-guess reaches it: if the first j entries of y are right, the first j + 1 entries of f(y) are. Each pass therefore settles at
-least one token, and more whenever a guess was right. Only the entries up to and including the first *change* are settled;
-those behind it were computed from a wrong prefix and may change back.
+Equation j depends on earlier unknowns only, so there is one solution, the sequential sample. Iterating y <- f(y) from
+any guess reaches it: if the first j entries of y are right, the first j + 1 entries of f(y) are. Each pass therefore
+settles at least one token, and more whenever a guess was right. Only the entries up to and including the first
+*change* are settled; those behind it were computed from a wrong prefix and may change back.
 
 Exact for every block size and every first guess. It saves passes, not work: a pass runs over the whole block.
 """
@@ -41,8 +41,9 @@ def sample_jacobi(
 ) -> Sample:
     """The samples of `sample_cached` with the same generator, `block` unknowns at a time.
 
-    The block slides: settled tokens leave it on the left, their keys stay in the cache, and fresh unknowns enter on the
-    right with the values of `guess` (n, N), by default zeros. `trace.accepted` counts the tokens settled beyond the first.
+    The block slides: settled tokens leave it on the left, their keys stay in the cache, and fresh unknowns enter on
+    the right with the values of `guess` (n, N), by default zeros. `trace.accepted` counts the tokens settled beyond
+    the first.
     """
     if not 1 <= block <= model.length:
         raise ValueError(f"block is {block}; solve for between 1 and {model.length} tokens at a time")

@@ -1,8 +1,9 @@
 """From logits to a token: temperature, top-k, top-p (1904.09751), min-p (2407.01082), inverse CDF.
 
-Order of operations: guidance first (see guidance.py), then temperature, top-k, top-p, min-p, softmax, draw. A token is
-drawn as the inverse of its cumulative distribution at a uniform number `u`. That makes sampling a deterministic function
-of (logits, u): two samplers that meet on the same noise must produce the same tokens, and tests can say so exactly.
+Order of operations: guidance first (see guidance.py), then temperature, top-k, top-p, min-p, softmax, draw. A token
+is drawn as the inverse of its cumulative distribution at a uniform number `u`. That makes sampling a deterministic
+function of (logits, u): two samplers that meet on the same noise must produce the same tokens, and tests can say so
+exactly.
 """
 
 import torch
@@ -16,7 +17,10 @@ def filter_logits(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Tensor:
-    """Reshape next-token logits (..., V); tokens that are ruled out get -inf. `temperature=0` keeps the argmax alone."""
+    """Reshape next-token logits (..., V).
+
+    Tokens that are ruled out get -inf. `temperature=0` keeps the argmax alone.
+    """
     check_filters(temperature, top_k, top_p, min_p)
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)  # ties go to the lowest id, on every path
@@ -54,7 +58,10 @@ def probabilities(logits: Tensor, **filters) -> Tensor:
 
 
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    """Token at which the cumulative distribution of `p` (..., V) passes `u` (...) in [0, 1). `p` need not sum to one."""
+    """Token at which the cumulative distribution of `p` (..., V) passes `u` (...) in [0, 1).
+
+    `p` need not sum to one.
+    """
     cumulative = p.cumsum(-1)
     total = cumulative[..., -1:]
     # u * total may round up to total itself, which no token passes; one step below is inside the last possible token

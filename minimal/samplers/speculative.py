@@ -5,12 +5,12 @@ p_1 .. p_{k+1} in a single forward over all of them; then, from left to right,
 
     keep x_i with probability min(1, p_i(x_i) / q_i(x_i));   at the first refusal draw from  (p_i - q_i)_+ , normalised.
 
-If all k are kept, one more token comes from p_{k+1} for free. The output has exactly the target's distribution: a token x
-comes out with probability min(p, q)(x) by being kept and (p - q)_+(x) by being drawn after a refusal, and the two add up to
-p(x). The chance of keeping is sum min(p, q) = 1 - TV(p, q); no other coupling of p and q does better.
+If all k are kept, one more token comes from p_{k+1} for free. The output has exactly the target's distribution: a
+token x comes out with probability min(p, q)(x) by being kept and (p - q)_+(x) by being drawn after a refusal, and the
+two add up to p(x). The chance of keeping is sum min(p, q) = 1 - TV(p, q); no other coupling of p and q does better.
 
-Noise is indexed by position: three uniform numbers (draft, coin, repair) for each. Guesses after a refusal are forgotten
-unseen and made again later from the same numbers, which is sound because no decision has looked at them.
+Noise is indexed by position: three uniform numbers (draft, coin, repair) for each. Guesses after a refusal are
+forgotten unseen and made again later from the same numbers, which is sound because no decision has looked at them.
 """
 
 import torch
@@ -25,14 +25,14 @@ from minimal.samplers.trace import Sample, Trace
 def verify(p: Tensor, q: Tensor, drafts: Tensor, coins: Tensor, repair: Tensor) -> tuple[Tensor, Tensor]:
     """Number of drafts kept (B,), and the token (B,) that follows them.
 
-    `p` (B, k + 1, V) target and `q` (B, k, V) draft distributions, `drafts` (B, k); `coins` (B, k) and `repair` (B, k + 1)
-    uniform in [0, 1).
+    `p` (B, k + 1, V) target and `q` (B, k, V) draft distributions, `drafts` (B, k);
+    `coins` (B, k) and `repair` (B, k + 1) uniform in [0, 1).
     """
     p_draft = p[:, :-1].gather(-1, drafts[..., None]).squeeze(-1)
     q_draft = q.gather(-1, drafts[..., None]).squeeze(-1)
     keep = coins * q_draft < p_draft  # u < p / q, without the division
     kept = keep.cumprod(-1).sum(-1)
-    # behind the last draft stands q = 0, where the residual (p - q)_+ is p itself: the free token needs no case of its own
+    # behind the last draft stands q = 0, where the residual (p - q)_+ is p itself: the free token is no special case
     q = torch.cat((q, torch.zeros_like(q[:, :1])), dim=1)
     row = torch.arange(len(p), device=p.device)
     p_next, q_next = p[row, kept], q[row, kept]

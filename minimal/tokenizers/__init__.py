@@ -2,4 +2,3 @@
 
 All have `encode`, `decode`, `embed`, `loss`, `vocab_size`, `length` and `levels`.
 """
-

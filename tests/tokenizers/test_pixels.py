@@ -14,9 +14,7 @@ def test_digits_come_back_as_they_were():
     assert torch.equal(tokenizer.decode(tokenizer.encode(images)), images)
 
 
-@given(
-    levels=st.integers(2, 256), channels=st.sampled_from([1, 3]), height=st.integers(1, 5), width=st.integers(1, 5)
-)
+@given(levels=st.integers(2, 256), channels=st.sampled_from([1, 3]), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_tokens_come_back_as_they_were(levels, channels, height, width):
     tokenizer = PixelTokenizer(levels, (channels, height, width))
     tokens = torch.randint(levels, (3, tokenizer.length))
