@@ -147,7 +147,7 @@ class RasterGPT(nn.Module):
             raise ValueError(f"tokens must be long (B, N), got {tokens.dtype} {tuple(tokens.shape)}")
         if tokens.shape[1] > self.length:
             raise ValueError(
-                f"{tokens.shape[1]} tokens exceed the context of {self.length}; crop them or build a longer model"
+                f"{tokens.shape[1]} tokens are longer than the context of {self.length}; crop, or build a longer model"
             )
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise ValueError(
