@@ -74,7 +74,7 @@ def fit_tokens(
     held_out, labels = encode(validation.images).to(device), validation.labels.to(device)
 
     def nats_per_token(step: int) -> float:
-        return -model.logprob(held_out, labels).mean().item() / model.length
+        return -logprob(model, held_out, labels).mean().item() / model.length
 
     return fit(
         model,
@@ -90,6 +90,12 @@ def fit_tokens(
     )
 
 
+def logprob(model: nn.Module, tokens: Tensor, labels: Tensor | None, batch_size: int = 500) -> Tensor:
+    """Log-likelihoods (B,), some at a time."""
+    parts = zip(tokens.split(batch_size), [None] * len(tokens) if labels is None else labels.split(batch_size))
+    return torch.cat([model.logprob(part, cond) for part, cond in parts])
+
+
 @torch.inference_mode()
 def bits(
     model: nn.Module, encode: Callable[[Tensor], Tensor], images: Images, dims: int, labelled: bool = True
@@ -97,7 +103,7 @@ def bits(
     """Bits per dimension of held-out images, and the standard error of their mean."""
     device = next(model.parameters()).device
     labels = images.labels.to(device) if labelled else None
-    values = bits_per_dim(-model.logprob(encode(images.images).to(device), labels), dims)
+    values = bits_per_dim(-logprob(model, encode(images.images).to(device), labels), dims)
     return {"bits_per_dim": values.mean().item(), "standard_error": values.std().item() / math.sqrt(len(values))}
 
 

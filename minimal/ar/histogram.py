@@ -7,7 +7,6 @@ easy to draft for and converges at once under Jacobi iteration, and a speed-up o
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,9 +26,12 @@ class Histogram(nn.Module):
     ):
         super().__init__()
         self.vocab_size, self.length, self.num_classes = vocab_size, tokens.shape[1], num_classes
-        counts = F.one_hot(tokens, vocab_size).float()  # (M, N, V)
-        tables = [counts[labels == c].sum(0) for c in range(num_classes)] if labels is not None else []
-        tables = torch.stack((*tables, counts.sum(0))) + pseudo_count  # the null class counts everything
+        counts = torch.zeros(num_classes + 1, self.length, vocab_size)
+        position, one = torch.arange(self.length).expand_as(tokens), torch.ones(tokens.shape)
+        if labels is not None:
+            counts.index_put_((labels[:, None].expand_as(tokens), position, tokens), one, accumulate=True)
+        null = torch.full_like(tokens, num_classes)  # the null class counts everything
+        tables = counts.index_put_((null, position, tokens), one, accumulate=True) + pseudo_count
         self.table = nn.Parameter(tables.log() - tables.sum(-1, keepdim=True).log(), requires_grad=False)
 
     def logits(self, tokens: Tensor, cond: Tensor | None = None) -> Tensor:
