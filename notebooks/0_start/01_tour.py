@@ -33,10 +33,11 @@ torch.set_num_threads(1)
 # network give a probability to each one of them?
 
 # %%
-train, validation, test = (data.load("digits", split) for split in ("train", "validation", "test"))
+splits = ("train", "validation", "test")
+train, validation, test = (data.load("digits", split) for split in splits)
 first = [int((train.labels == c).nonzero()[k]) for k in range(2) for c in range(10)]
 viz.image_grid(train.images[first], ncol=10)
-print(f"{len(train)} images to learn from, {len(validation)} to choose by, {len(test)} to judge by")
+print(f"{len(train)} images to learn from, {len(validation)} to choose by, {len(test)} to judge")
 
 # %% [markdown]
 # By never looking at a whole picture. Read the pixels like text, left to right and top to bottom; then the chain rule of
@@ -49,28 +50,30 @@ print(f"{len(train)} images to learn from, {len(validation)} to choose by, {len(
 # below is a test image, how *surprised* a trained model is by each of its pixels, and its forecast for one of them.
 
 # %%
-tokenizer = recipes.pixel_tokenizer(train)  # a grey level is a token: nothing learned, nothing lost
-ar = checkpoints.load("digits_ar")  # recipe digits_ar; the live training below gets most of the way
+tokenizer = recipes.pixel_tokenizer(train)  # a token is a grey level: nothing learned or lost
+ar = checkpoints.load("digits_ar")  # recipe digits_ar; its training is begun anew below
 image, label = test.images[:1], test.labels[:1]
 tokens = tokenizer.encode(image)  # (1, 64)
 assert torch.equal(tokenizer.decode(tokens), image)
 
 with torch.inference_mode():
-    logp = ar.logits(tokens, label).log_softmax(-1)  # (1, 64, 17): all 64 forecasts in one forward
+    logp = ar.logits(tokens, label).log_softmax(-1)  # (1, 64, 17): 64 forecasts, one forward
 surprise = -logp.gather(-1, tokens[..., None])[0, :, 0] / math.log(2)  # (64,) in bits
+print(f"the image: {surprise.sum():.0f} bits, or {surprise.mean():.2f} bits per pixel")
 
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), width_ratios=(1, 1.2, 2.2), layout="constrained")
+# %% tags=["hide-input"]
+j = 27
+grey = dict(xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), width_ratios=(1, 1.2, 2.2))
 viz.image_grid(image, ncol=1, ax=left)
 left.set_title(f"a test image: {label.item()}")
 shown = middle.imshow(surprise.view(8, 8), cmap="magma")
 figure.colorbar(shown, ax=middle, label="bits")
 middle.set_title("surprise per pixel")
 viz.bare(middle)
-j = 27
 right.bar(range(17), logp[0, j].exp())
 right.axvline(tokens[0, j].item(), color=viz.AMBER, ls="--")
-right.set(title=f"forecast for pixel {j}, and what came", xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
-print(f"the whole image: {surprise.sum():.0f} bits, or {surprise.mean():.2f} bits per pixel")
+right.set(title=f"forecast for pixel {j}, and what came", **grey);
 
 # %% [markdown]
 # The margins cost nearly nothing: they are always dark. The model pays for edges of strokes, where a pen may or may not have gone.
@@ -84,32 +87,48 @@ print(f"the whole image: {surprise.sum():.0f} bits, or {surprise.mean():.2f} bit
 # %%
 from minimal.ar.histogram import Histogram
 
+torch.manual_seed(0)
 model = recipes.pixel_gpt(train)
-history = recipes.fit_tokens(model, tokenizer.encode, recipes.digits, steps=120, batch_size=32, desc="pixel transformer")
+schedule = dict(steps=120, batch_size=32, lr=4e-3, warmup=0.2)
+history = recipes.fit_tokens(model, tokenizer.encode, recipes.digits, **schedule)
+
+
+def bits(model, **options):
+    """Bits per pixel of the validation images."""
+    return recipes.bits(model, tokenizer.encode, validation, 64, **options)["bits_per_dim"]
+
 
 counts = Histogram(tokenizer.encode(train.images), 17, train.labels, num_classes=10)
-per_pixel = recipes.bits(counts, tokenizer.encode, validation, 64, labelled=False)["bits_per_dim"]
-per_class = recipes.bits(counts, tokenizer.encode, validation, 64)["bits_per_dim"]
-live = recipes.bits(model, tokenizer.encode, validation, 64)["bits_per_dim"]
+per_pixel, per_class, live = bits(counts, labelled=False), bits(counts), bits(model)
 shipped = checkpoints.header("digits_ar")["metrics"]
 
-figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(figsize=(6.5, 3))
 axes.plot([loss / math.log(2) for loss in history.losses], label="training batches")
-axes.plot(history.validation.keys(), [v / math.log(2) for v in history.validation.values()], "o-", label="validation")
-for name, value in (("histogram per pixel", per_pixel), ("… and class", per_class), ("shipped checkpoint", shipped["validation_bits_per_dim"])):
-    axes.axhline(value, color="0.5", lw=1, ls=":")
-    axes.text(len(history.losses), value, f" {name}", va="center", color="0.3")
-axes.set(xlabel="step", ylabel="bits per pixel", xlim=(0, len(history.losses) * 1.35))
+steps = list(history.validation)
+axes.plot(steps, [history.validation[k] / math.log(2) for k in steps], "o-", label="validation")
+lines = {
+    "histogram per pixel": per_pixel,
+    "… and class": per_class,
+    "shipped checkpoint": shipped["validation_bits_per_dim"],
+}
+for name, value in lines.items():
+    axes.axhline(value, color=viz.GREY, lw=1, ls=":")
+    axes.text(history.steps, value, f" {name}", va="bottom", color=viz.INK, fontsize=8)
+axes.set(xlabel="step", ylabel="bits per pixel", xlim=(0, history.steps * 1.35))
 axes.legend(loc="upper right", bbox_to_anchor=(0.72, 1));
 
 # %%
-print(f"bits per pixel on validation: histograms {per_pixel:.2f}, with class {per_class:.2f}; after {history.steps} steps {live:.2f}")
-print(f"shipped model on the test split: {shipped['test_bits_per_dim']:.3f} with labels, {shipped['test_unlabelled_bits_per_dim']:.3f} without")
+print(f"on validation images, after {history.steps} steps: {live:.2f} bits per pixel")
+print(f"  histogram per pixel {per_pixel:.2f}, per pixel and class {per_class:.2f}")
+print("on test images, the shipped checkpoint:")
+for name in ("", "_unlabelled"):
+    print(f"  {shipped[f'test{name}_bits_per_dim']:.3f} {name[1:]}")
 assert live < per_pixel
 assert shipped["test_bits_per_dim"] <= 1.80 < per_class
 
 # %% [markdown]
-# Twenty seconds were enough to pass the first histogram; the second, which knows what an average 3 looks like, falls a little later. The
+# Twenty seconds are enough to pass the first histogram, and to reach the second, which knows what an average 3 looks like. The
 # shipped checkpoint saw thirty times as many images. It knows what *this* 3 looks like so far, and that is worth half a bit on every
 # pixel. From here on we draw from it.
 #
@@ -128,21 +147,22 @@ canvas = torch.zeros(10, 64, dtype=torch.long)
 stages = []
 with torch.inference_mode():
     for j in range(64):
-        logits = ar.logits(canvas[:, : j + 1], labels)  # (10, j + 1, 17): row j never reads canvas[:, j]
+        logits = ar.logits(canvas[:, : j + 1], labels)  # (10, j + 1, 17); reads what is before j
         p = logits[:, -1].softmax(-1)
         canvas[:, j] = (p.cumsum(-1) <= noise[:, j, None]).sum(-1).clamp(max=16)
         if j % 16 == 15:
             stages.append(tokenizer.decode(canvas, upto=j + 1))
-viz.image_grid(torch.cat(stages), ncol=10, row_labels=[f"{n} forwards" for n in (16, 32, 48, 64)]);
+viz.image_grid(torch.cat(stages), row_labels=[f"{n} forwards" for n in (16, 32, 48, 64)]);
 
 # %% [markdown]
-# Eight lines, 64 forwards, and a fresh 0 to 9 that nobody wrote. The package's version is the same loop:
+# A few lines, 64 forwards, and a fresh 0 to 9 that nobody wrote. The package's version is the same loop:
 
 # %%
 from minimal.samplers.cached import decode, sample_cached, sample_uncached
 
 print(inspect.getsource(decode).split('"""')[2])
-package = sample_uncached(ar, 10, cond=labels, generator=torch.Generator().manual_seed(7))
+seven = lambda: torch.Generator().manual_seed(7)
+package = sample_uncached(ar, 10, cond=labels, generator=seven())
 assert torch.equal(package.tokens, canvas)
 
 # %% [markdown]
@@ -151,10 +171,11 @@ assert torch.equal(package.tokens, canvas)
 # nothing but the work:
 
 # %%
-cached = sample_cached(ar, 10, cond=labels, generator=torch.Generator().manual_seed(7))
+cached = sample_cached(ar, 10, cond=labels, generator=seven())
 assert torch.equal(cached.tokens, canvas)
 for name, sample in (("no cache", package), ("cached", cached)):
-    print(f"{name:9s} {sample.trace.forwards['target']} forwards over {sample.trace.positions['target'] // 10:5d} positions per image")
+    positions = sample.trace.positions["target"] // 10
+    print(f"{name:9s} {sample.trace.forwards['target']} forwards, {positions:5d} positions per image")
 assert package.trace.positions["target"] == 10 * 64 * 65 // 2
 assert cached.trace.positions["target"] == 10 * 64
 
@@ -171,13 +192,17 @@ assert cached.trace.positions["target"] == 10 * 64
 # %%
 draft = checkpoints.load("digits_draft")
 with torch.inference_mode():
-    p = probabilities(ar.logits(tokens, label))[0, j]
-    q = probabilities(draft.logits(tokens, label))[0, j]
-figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
-axes.bar(range(17), torch.minimum(p, q), color="0.75", label="kept: min(p, q)")
-axes.bar(range(17), (p - q).clamp(min=0), bottom=torch.minimum(p, q), label="drawn after a refusal: p − q")
-axes.bar(range(17), (q - p).clamp(min=0), bottom=torch.minimum(p, q), fc="none", ec=viz.AMBER, hatch="///", label="refused: q − p")
-axes.set(xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4), title=f"pixel {j}: a guess is kept with probability {torch.minimum(p, q).sum():.2f}")
+    p = probabilities(ar.logits(tokens, label))[0, 27]  # (17,), the pixel of the first picture
+    q = probabilities(draft.logits(tokens, label))[0, 27]
+
+# %% tags=["hide-input"]
+both = torch.minimum(p, q)
+figure, axes = plt.subplots(figsize=(6.5, 2.6))
+axes.bar(range(17), both, color="0.75", label="kept: min(p, q)")
+axes.bar(range(17), (p - q).clamp(min=0), bottom=both, label="drawn after a refusal: p − q")
+refused = dict(fc="none", ec=viz.AMBER, hatch="///", label="refused: q − p")
+axes.bar(range(17), (q - p).clamp(min=0), bottom=both, **refused)
+axes.set(title=f"pixel 27: a guess is kept with probability {both.sum():.2f}", **grey)
 axes.legend();
 
 # %% [markdown]
@@ -186,22 +211,25 @@ axes.legend();
 
 # %%
 def speculate(k, label, noise):
-    """Draw one image; returns its tokens, who drew each pixel (0 draft, 1 target), and the number of forwards."""
-    canvas, who, length, forwards = torch.zeros(1, 64 + k + 1, dtype=torch.long), torch.zeros(64 + k + 1), 0, 0
+    """Draw one image: its tokens, who drew each (0 draft, 1 target), and the forwards it took."""
+    canvas, who = torch.zeros(1, 64 + k + 1, dtype=torch.long), torch.zeros(64 + k + 1)
+    length = forwards = 0
     while length < 64:
         q = []
         for i in range(k):  # guess
             logits = draft.logits(canvas[:, : length + i + 1], label)[:, -1]
             q.append(probabilities(logits)[0])
             canvas[0, length + i] = inverse_cdf(q[-1], noise[length + i, 0])
-        p = probabilities(ar.logits(canvas[:, : length + k + 1], label))[0, length:]  # check, all at once
+        logits = ar.logits(canvas[:, : length + k + 1], label)  # check, all at once
+        p = probabilities(logits)[0, length:]
         forwards += 1
         for i in range(k + 1):
             x = canvas[0, length + i]
             if i < k and noise[length + i, 1] * q[i][x] < p[i][x]:
                 continue  # keep
             residual = (p[i] - q[i]).clamp(min=0) if i < k else p[i]
-            canvas[0, length + i], who[length + i] = inverse_cdf(residual, noise[length + i, 2]), 1
+            canvas[0, length + i] = inverse_cdf(residual, noise[length + i, 2])
+            who[length + i] = 1
             break
         length += i + 1
     return canvas[0, :64], who[:64], forwards
@@ -209,14 +237,17 @@ def speculate(k, label, noise):
 
 from minimal.samplers.speculative import sample_speculative
 
-three = torch.tensor([3])
-package = sample_speculative(ar, draft, 1, k=6, cond=three, generator=torch.Generator().manual_seed(6))
+three, six = torch.tensor([3]), lambda: torch.Generator().manual_seed(6)
+package = sample_speculative(ar, draft, 1, k=6, cond=three, generator=six())
 with torch.inference_mode():
-    drawn, who, forwards = speculate(6, three, torch.rand(1, 64 + 7, 3, generator=torch.Generator().manual_seed(6))[0])
-assert torch.equal(package.tokens[0], drawn) and package.trace.forwards["target"] == forwards
-print(f"{forwards} forwards of the large model instead of 64; the draft drew {int((who == 0).sum())} of 64 pixels")
+    drawn, who, forwards = speculate(6, three, torch.rand(64 + 7, 3, generator=six()))
+assert torch.equal(package.tokens[0], drawn)
+assert package.trace.forwards["target"] == forwards
+print(f"{forwards} forwards of the large model instead of 64")
+print(f"the draft drew {int((who == 0).sum())} of 64 pixels")
 
-figure, axes = plt.subplots(1, 2, figsize=(4.4, 2.3), layout="constrained")
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(4.4, 2.3))
 viz.image_grid(tokenizer.decode(drawn[None]), ncol=1, ax=axes[0])
 axes[0].set_title("a drawn 3")
 axes[1].imshow(who.view(8, 8), cmap="Oranges", vmax=1.4)
@@ -244,14 +275,16 @@ with torch.inference_mode():
         y = new
 assert torch.equal(y, canvas)
 
-panels = plt.subplots(2, 10, figsize=(9, 2.1), layout="constrained")[1]
+print(f"{passes} passes for ten images at once; the slow way needs 64")
+assert passes <= 64
+
+# %% tags=["hide-input"]
+panels = plt.subplots(2, 10, figsize=(9, 2.1))[1]
 for c in range(10):
     viz.image_grid(tokenizer.decode(y[c : c + 1]), ncol=1, ax=panels[0, c])
     shown = panels[1, c].imshow(final[c].view(8, 8), cmap="viridis", vmin=0, vmax=final.max())
     viz.bare(panels[1, c])
-plt.colorbar(shown, ax=panels[1].tolist(), label="last change")
-print(f"{passes} passes for ten images at once, the last one only to see that nothing changes; the slow way needs 64")
-assert passes <= 64
+plt.colorbar(shown, ax=panels[1].tolist(), label="last change");
 
 # %% [markdown]
 # Each pass settled several pixels because most guesses did not depend on what was still wrong. Notice what was *not* saved: a pass
@@ -265,9 +298,10 @@ assert passes <= 64
 # %%
 vq = checkpoints.load("digits_vq")
 codes = vq.encode(test.images[:10])
-viz.image_grid(torch.cat((test.images[:10], vq.decode(codes).clamp(-1, 1))), ncol=10, row_labels=["real", "from 16 codes"])
-error = (vq.decode(codes) - test.images[:10]).square().mean().sqrt()
-print(f"{codes.shape[1]} codes of {vq.vocab_size}: {codes.shape[1] * math.log2(vq.vocab_size):.0f} bits per image; root mean square error {error:.3f} of a range of 2")
+shown = vq.decode(codes).clamp(-1, 1)
+viz.image_grid(torch.cat((test.images[:10], shown)), row_labels=["real", "from 16 codes"])
+print(f"{codes.shape[1]} codes of {vq.vocab_size}: {16 * math.log2(vq.vocab_size):.0f} bits per image")
+print(f"root mean square error {(shown - test.images[:10]).square().mean().sqrt():.2f} of a range of 2")
 assert codes.shape[1] == 16
 
 # %% [markdown]
@@ -291,23 +325,26 @@ with torch.inference_mode():
         x = x + flow.velocity(x, torch.full((10,), i / steps), labels) / steps
         if i % 5 == 4:
             frames.append(x)
-assert torch.allclose(x.clamp(-1, 1), sample_flow(flow, 10, cond=labels, num_steps=20, generator=seed()).images, atol=1e-5)
-viz.image_grid(torch.cat(frames).clamp(-1, 1), ncol=10, row_labels=[f"t = {t:.2f}" for t in (0, 0.25, 0.5, 0.75, 1)]);
+package = sample_flow(flow, 10, cond=labels, num_steps=20, generator=seed()).images
+assert torch.allclose(x.clamp(-1, 1), package, atol=1e-5)
+viz.image_grid(torch.cat(frames), row_labels=[f"t = {i / 4}" for i in range(5)]);
 
 # %% [markdown]
 # How few steps will do? Ten are fine. And one? Here it is with two different noises, one below the other:
 
 # %%
 other = lambda: torch.Generator().manual_seed(2)
+run = lambda steps, noise: sample_flow(flow, 10, cond=labels, num_steps=steps, generator=noise)
+leap = lambda noise: sample_flow_map(mean_flow, 10, cond=labels, generator=noise)
 rows = {
-    "flow, 50 steps": sample_flow(flow, 10, cond=labels, num_steps=50, generator=seed()),
-    "flow, 10 steps": sample_flow(flow, 10, cond=labels, num_steps=10, generator=seed()),
-    "flow, 1 step": sample_flow(flow, 10, cond=labels, num_steps=1, generator=seed()),
-    "other noise": sample_flow(flow, 10, cond=labels, num_steps=1, generator=other()),
-    "mean flow, 1 step": sample_flow_map(mean_flow, 10, cond=labels, num_steps=1, generator=seed()),
-    "other noise ": sample_flow_map(mean_flow, 10, cond=labels, num_steps=1, generator=other()),
+    "flow, 50 steps": run(50, seed()),
+    "flow, 10 steps": run(10, seed()),
+    "flow, 1 step": run(1, seed()),
+    "… other noise": run(1, other()),
+    "mean flow, 1 step": leap(seed()),
+    "… other noise ": leap(other()),
 }
-viz.image_grid(torch.cat([sample.images for sample in rows.values()]), ncol=10, row_labels=list(rows));
+viz.image_grid(torch.cat([sample.images for sample in rows.values()]), row_labels=list(rows));
 
 # %% [markdown]
 # This is the chapter's honest failure. At pure noise the velocity points at the *mean* of all that could come, and a single step
@@ -320,17 +357,23 @@ from minimal.metrics import batched, frechet_distance
 
 judge = checkpoints.load("judge_digits")
 many = torch.arange(10).repeat_interleave(50)
+samples = {
+    "flow, 50 steps": sample_flow(flow, 500, cond=many, num_steps=50, generator=seed()),
+    "flow, 1 step": sample_flow(flow, 500, cond=many, num_steps=1, generator=seed()),
+    "mean flow, 1 step": sample_flow_map(mean_flow, 500, cond=many, generator=seed()),
+}
 real_spread = torch.stack([train.images[train.labels == c].std(0) for c in range(10)]).mean()
-real_features = batched(judge.features, validation.images)
+real = batched(judge.features, validation.images)
 spread, distance = {}, {}
-for name, images in {
-    "flow, 50 steps": sample_flow(flow, 500, cond=many, num_steps=50, generator=seed()).images,
-    "flow, 1 step": sample_flow(flow, 500, cond=many, num_steps=1, generator=seed()).images,
-    "mean flow, 1 step": sample_flow_map(mean_flow, 500, cond=many, num_steps=1, generator=seed()).images,
-}.items():
-    spread[name] = (images.unflatten(0, (10, 50)).std(1).mean() / real_spread).item()
-    distance[name] = frechet_distance(real_features, batched(judge.features, images))
-    print(f"{name:18s} spread {spread[name]:.2f} of the real one, Fréchet distance in the judge's features {distance[name]:5.2f}")
+for name, sample in samples.items():
+    spread[name] = (sample.images.unflatten(0, (10, 50)).std(1).mean() / real_spread).item()
+    distance[name] = frechet_distance(real, batched(judge.features, sample.images))
+floor = frechet_distance(real, batched(judge.features, train.images[:500]))
+
+print(f"{'500 images against 180 real ones':34s}spread   Fréchet distance")
+for name in samples:
+    print(f"{name:34s}{spread[name]:6.2f}{distance[name]:19.2f}")
+print(f"{'500 training images':34s}{1:6.2f}{floor:19.2f}")
 assert spread["flow, 1 step"] < 0.6 < spread["mean flow, 1 step"]
 assert distance["mean flow, 1 step"] < 0.5 * distance["flow, 1 step"]
 
@@ -345,7 +388,13 @@ from minimal.samplers.guidance import Guided
 
 guided = lambda name: Guided(checkpoints.load(name), tour.GUIDANCE)
 models = tour.Models(
-    guided("digits_ar"), guided("digits_draft"), tokenizer, guided("digits_vq_prior"), vq, flow, mean_flow
+    pixels=guided("digits_ar"),
+    draft=guided("digits_draft"),
+    pixel_tokenizer=tokenizer,
+    codes=guided("digits_vq_prior"),
+    code_tokenizer=vq,
+    flow=flow,
+    mean_flow=mean_flow,
 )
 results = tour.compare(models, judge, per_class=4, progress=False)
 tour.picture(results, test)
@@ -365,9 +414,11 @@ by_name = {r.row.name: r for r in results}
 forwards = {name: r.waits for name, r in by_name.items()}
 work = {name: r.multiply_adds for name, r in by_name.items()}
 
-assert by_name["pixels, cached"].promise == by_name["pixels, Jacobi"].promise == "same tokens"
+for name in ("pixels, cached", "pixels, Jacobi"):
+    assert by_name[name].promise == "same tokens"
 assert forwards["pixels, no cache"] == forwards["pixels, cached"] == 64
-assert forwards["pixels, speculative"] < 0.45 * 64 and forwards["pixels, Jacobi"] < 0.6 * 64
+assert forwards["pixels, speculative"] < 0.45 * 64
+assert forwards["pixels, Jacobi"] < 0.6 * 64
 assert forwards["VQ codes, cached"] == 16 and forwards["mean flow, 1 step"] == 1
 assert work["pixels, Jacobi"] > work["pixels, cached"]
 assert all(r.accuracy >= 0.85 for r in results), {name: r.accuracy for name, r in by_name.items()}
@@ -387,10 +438,12 @@ def acceptance(p, q):
 p_, q_ = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
 answer = acceptance(p_, q_)
 if answer is None:
-    print("Hint: sum the probability that x is drawn from q and then kept, q(x) min(1, p(x) / q(x)), over all x.")
+    print("Hint: x is drawn from q and then kept: q(x) min(1, p(x) / q(x)). Sum over all x.")
 else:
-    assert abs(float(acceptance(p_, p_)) - 1) < 1e-6, "a draft that equals the target is always kept: expected 1 for p = q"
-    assert abs(float(answer) - 0.7) < 1e-6, f"expected 0.7 for these two, got {float(answer):.3f}: total variation is *half* the sum of |p - q|"
+    same, answer = float(acceptance(p_, p_)), float(answer)
+    assert abs(same - 1) < 1e-6, f"for p = q every guess is kept: expected 1, got {same:.3f}"
+    wrong = f"expected 0.7, got {answer:.3f}: total variation is *half* the sum of |p - q|"
+    assert abs(answer - 0.7) < 1e-6, wrong
     print("Right: the overlap of p and q, or one minus their total variation.")
 
 # %% [markdown] tags=["exercise-solution"]
@@ -433,10 +486,12 @@ def settled(old, new):
 old = torch.tensor([4, 1, 7, 7, 2])
 answer = settled(old, torch.tensor([4, 1, 9, 7, 2]))
 if answer is None:
-    print("Hint: find the first place where old and new differ. Is the new value there right or wrong?")
+    print("Hint: find the first place where old and new differ. Is the new value right there?")
 else:
-    assert answer != 4, "4 counts unchanged entries anywhere; those behind the first change were computed from a wrong prefix"
-    assert answer == 3, f"expected 3, got {answer}: the first change is at index 2, and the new value there is already right"
+    wrong = "4 counts unchanged entries anywhere; behind the first change the prefix was wrong"
+    assert answer != 4, wrong
+    wrong = f"expected 3, got {answer}: the first change, at index 2, is already right"
+    assert answer == 3, wrong
     assert settled(old, old) == 5, "if nothing changed, everything is final"
     print("Right: everything up to and including the first change.")
 
