@@ -283,15 +283,8 @@ def tour_networks(data: Callable[[str], Images], seed: int = 0, device: str = "c
     tokenizer = VQTokenizer(shape, codebook_size=128, decay=0.98)
     fit_vq(tokenizer, data, steps=600, seed=seed, device=device, desc="VQ-VAE")
     codes = code_gpt(tokenizer, classes)
-    fit_tokens(
-        codes,
-        lambda x: tokenizer.encode(x.to(device)),
-        data,
-        steps=400,
-        seed=seed,
-        device=device,
-        desc="transformer over codes",
-    )
+    schedule = dict(steps=700, batch_size=32, lr=4e-3, warmup=0.1, seed=seed, device=device)
+    fit_tokens(codes, lambda x: tokenizer.encode(x.to(device)), data, desc="transformer over codes", **schedule)
     flow, mean_flow = FlowMatching(shape, classes), MeanFlow(shape, classes)
     fit_flow(flow, data, steps=2000, seed=seed, device=device, desc="flow matching")
     fit_flow(mean_flow, data, steps=2000, seed=seed, device=device, desc="mean flow")

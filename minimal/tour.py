@@ -121,15 +121,12 @@ def build(
     tour = TOURS[name]
     train, test = tour.load("train"), tour.load("test")
     encode = recipes.pixel_tokenizer(train).encode
+    torch.manual_seed(seed)
     pixels, draft = recipes.pixel_gpt(train), recipes.pixel_gpt(train, **recipes.DRAFT)
-    steps = steps or tour.steps
     print(f"{len(train):,} training images of {name}, {pixels.length} pixels each, {train.num_classes} classes")
-    recipes.fit_tokens(
-        pixels, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, desc="pixel transformer"
-    )
-    recipes.fit_tokens(
-        draft, encode, tour.load, steps=steps, batch_size=32, seed=seed, device=device, lr=4e-3, desc="its draft"
-    )
+    schedule = dict(steps=steps or tour.steps, batch_size=32, lr=4e-3, warmup=0.1, seed=seed, device=device)
+    recipes.fit_tokens(pixels, encode, tour.load, desc="pixel transformer", **schedule)
+    recipes.fit_tokens(draft, encode, tour.load, desc="its draft", **schedule)
     print(likelihoods(pixels, encode, train, test))
     others = {role: module.to(device) for role, module in tour.others(seed, device).items()}
     models = Models(Guided(pixels, GUIDANCE), Guided(draft, GUIDANCE), recipes.pixel_tokenizer(train), **others)
@@ -182,9 +179,9 @@ class Tour:
 
 
 TOURS = {
-    "digits": Tour(recipes.digits, steps=1200, judge="judge_digits", others=shipped),
+    "digits": Tour(recipes.digits, steps=1000, judge="judge_digits", others=shipped),
     "mnist": Tour(
-        mnist, steps=300, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)
+        mnist, steps=700, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)
     ),
 }
 
