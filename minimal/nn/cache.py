@@ -64,7 +64,10 @@ class KVCache:
         self.length = length
 
     def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was; rows may repeat (beams) or vanish (finished requests)."""
+        """Make row i what row `index[i]` was; rows may repeat (beams) or vanish (finished requests).
+
+        The buffers are new ones. A guided model's cache has its null half below: pass `cat((index, index + B))`.
+        """
         self.k, self.v = self.k.index_select(1, index), self.v.index_select(1, index)
 
 
@@ -88,7 +91,10 @@ class StaticKVCache(KVCache):
         return self.length[:, None] + self.slots[:n]
 
     def key_positions(self, n: int) -> Tensor:
-        """Slot t holds position t. Slots not written yet stand after every query, so a causal mask hides them."""
+        """Slot t holds position t. Slots not written yet stand after every query, so a causal mask hides them.
+
+        Where several positions share a level, feed whole levels: a query sees all slots of its own.
+        """
         return self.slots
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,5 +86,6 @@ def uniform_noise(n: int, length: int, generator: torch.Generator | None, device
     """One number in [0, 1) per image and position, (n, length).
 
     Drawn up front and image by image: sample i is then the same whatever the batch size and whatever sampler uses it.
+    (A generator on a CPU fills rows in order. One on a GPU promises only that equal calls give equal numbers.)
     """
     return torch.rand(n, length, generator=generator, device=generator.device if generator else "cpu").to(device)
