@@ -192,9 +192,9 @@ def digits_vq(steps: int = 3000, seed: int = 0, **options) -> Trained:
     return tokenizer, metrics
 
 
-def code_gpt(tokenizer: VQTokenizer, num_classes: int) -> RasterGPT:
+def code_gpt(tokenizer: VQTokenizer, num_classes: int, dropout: float = 0.2) -> RasterGPT:
     """An untrained model of the codes of `tokenizer`, conditional on the label."""
-    return RasterGPT(tokenizer.vocab_size, tokenizer.length, num_classes, grid_width=tokenizer.grid[1], dropout=0.2)
+    return RasterGPT(tokenizer.vocab_size, tokenizer.length, num_classes, grid_width=tokenizer.grid[1], dropout=dropout)
 
 
 def digits_vq_prior(steps: int = 1500, seed: int = 0, **options) -> Trained:
@@ -282,7 +282,7 @@ def tour_networks(data: Callable[[str], Images], seed: int = 0, device: str = "c
     shape, classes = data("train").image_shape, data("train").num_classes
     tokenizer = VQTokenizer(shape, codebook_size=128, decay=0.98)
     fit_vq(tokenizer, data, steps=600, seed=seed, device=device, desc="VQ-VAE")
-    codes = code_gpt(tokenizer, classes)
+    codes = code_gpt(tokenizer, classes, dropout=0.0)
     schedule = dict(steps=700, batch_size=32, lr=4e-3, warmup=0.1, seed=seed, device=device)
     fit_tokens(codes, lambda x: tokenizer.encode(x.to(device)), data, desc="transformer over codes", **schedule)
     flow, mean_flow = FlowMatching(shape, classes), MeanFlow(shape, classes)

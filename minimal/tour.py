@@ -122,7 +122,7 @@ def build(
     train, test = tour.load("train"), tour.load("test")
     encode = recipes.pixel_tokenizer(train).encode
     torch.manual_seed(seed)
-    pixels, draft = recipes.pixel_gpt(train), recipes.pixel_gpt(train, **recipes.DRAFT)
+    pixels, draft = recipes.pixel_gpt(train, dropout=tour.dropout), recipes.pixel_gpt(train, **recipes.DRAFT)
     print(f"{len(train):,} training images of {name}, {pixels.length} pixels each, {train.num_classes} classes")
     schedule = dict(steps=steps or tour.steps, batch_size=32, lr=4e-3, warmup=0.1, seed=seed, device=device)
     recipes.fit_tokens(pixels, encode, tour.load, desc="pixel transformer", **schedule)
@@ -174,14 +174,19 @@ class Tour:
 
     load: Callable[[str], data.Images]
     steps: int  # of live training
+    dropout: float  # a few hundred steps over many images cannot overfit
     judge: str
     others: Callable[[int, str], dict[str, nn.Module]]
 
 
 TOURS = {
-    "digits": Tour(recipes.digits, steps=1000, judge="judge_digits", others=shipped),
+    "digits": Tour(recipes.digits, steps=1000, dropout=0.1, judge="judge_digits", others=shipped),
     "mnist": Tour(
-        mnist, steps=700, judge="judge_mnist14", others=lambda *options: recipes.tour_networks(mnist, *options)
+        mnist,
+        steps=700,
+        dropout=0.0,
+        judge="judge_mnist14",
+        others=lambda *options: recipes.tour_networks(mnist, *options),
     ),
 }
 
