@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from minimal.data.source import File, Source, cache_folder, locate
@@ -48,11 +49,21 @@ def checked(path: Path, file: File) -> bytes:
 
 
 def fetch(file: File, source: Source) -> Path:
-    """Download into the cache folder, from the first address that works."""
+    """Download into the cache folder, from the first address that works. Whoever else wants the file waits."""
     target = cache_folder() / file.path
-    part = target.with_name(target.name + ".part")
+    lock = FileLock(target.with_name(target.name + ".lock"))
     with _writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        return target if target.is_file() else _fetch(file, source, target)
+    finally:
+        lock.release()
+
+
+def _fetch(file: File, source: Source, target: Path) -> Path:
+    part = target.with_name(target.name + ".part")
+    with _writing(target.parent):
         part.touch()
     failures = []
     for url in file.urls:
@@ -60,8 +71,6 @@ def fetch(file: File, source: Source) -> Path:
             _transfer(url, part)
             break
         except (URLError, http.client.HTTPException, OSError) as error:
-            if target.is_file():
-                return target  # another process was faster
             failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
     else:
         raise ValueError(
@@ -71,12 +80,10 @@ def fetch(file: File, source: Source) -> Path:
         )
     try:
         checked(part, file)
-    except FileNotFoundError:
-        return target
     except ValueError as error:
-        part.unlink(missing_ok=True)
+        part.unlink()
         raise ValueError(f"the download from {url} was thrown away: {error}") from None
-    with _writing(target.parent), suppress(FileNotFoundError):
+    with _writing(target.parent):
         os.replace(part, target)
     return target
 
@@ -104,7 +111,6 @@ def _transfer(url: str, part: Path) -> None:
             free = shutil.disk_usage(part.parent).free
             if total and free < total - start:
                 raise OSError(f"{total - start:,} bytes are needed and {free:,} are free")
-        # Written in place, never truncated first: two processes that fetch the same file write the same bytes.
         with (
             open(part, "r+b") as output,
             tqdm(

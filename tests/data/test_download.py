@@ -30,7 +30,7 @@ def test_a_download_is_whole_leaves_no_part_and_happens_once(cache, serve):
     server = serve(CONTENT)
     file = file_at(server.url)
     assert get(file) == get(file) == CONTENT
-    assert [p.name for p in cache.rglob("*") if p.is_file()] == ["file.bin"]
+    assert {p.name for p in cache.rglob("*") if p.is_file()} == {"file.bin", "file.bin.lock"}
     assert len(server.requests) == 1
 
 
@@ -88,7 +88,7 @@ def test_wrong_content_is_thrown_away_and_never_loaded(cache, serve):
     server = serve(CONTENT[:-1] + b"!")
     with pytest.raises(ValueError, match="thrown away.*damaged"):
         get(file_at(server.url))
-    assert not [p for p in cache.rglob("*") if p.is_file()]
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_without_a_network_the_error_says_what_to_do(cache):
@@ -147,14 +147,16 @@ def test_a_disk_that_fills_up_meanwhile_is_not_taken_for_the_network(cache, serv
         get(file_at(serve(CONTENT).url))
 
 
-def test_two_that_fetch_the_same_file_at_once_both_get_it(cache, serve):
-    file, answers = file_at(serve(CONTENT).url), []
+def test_four_that_want_the_same_file_at_once_all_get_it_from_one_transfer(cache, serve):
+    server, answers = serve(CONTENT), []
+    file = file_at(server.url)
     threads = [threading.Thread(target=lambda: answers.append(get(file))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert answers == [CONTENT] * 4
+    assert len(server.requests) == 1  # one fetched, three waited
 
 
 def test_the_chosen_folder_comes_before_the_cache(cache, tmp_path, monkeypatch):
