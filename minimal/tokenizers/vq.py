@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.conv import ConvDecoder, ConvEncoder
 from minimal.nn.module import arguments
+from minimal.tokenizers.grid import GridTokenizer
 
 
 class VectorQuantizer(nn.Module):
     """A codebook (K, D) learned by exponential moving averages.
 
-    `decay` γ; `revive_below`: a code whose running count falls below it is moved (0 never revives). The first training
-    batch sets the codes by k-means when `kmeans_init` is on.
+    `decay` γ; `commitment_weight` β; `revive_below`: a code whose running count falls below it is moved (0 never
+    revives). The first training batch sets the codes by k-means when `kmeans_init` is on.
     """
 
     def __init__(
@@ -35,19 +35,21 @@ class VectorQuantizer(nn.Module):
         codebook_size: int,
         dim: int,
         decay: float = 0.99,
+        commitment_weight: float = 0.25,
         revive_below: float = 1.0,
         kmeans_init: bool = True,
         eps: float = 1e-5,
     ):
         super().__init__()
-        self.decay, self.revive_below, self.eps = decay, revive_below, eps
+        self.dim, self.vocab_size = dim, codebook_size
+        self.decay, self.commitment_weight, self.revive_below, self.eps = decay, commitment_weight, revive_below, eps
         self.register_buffer("codebook", torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", self.codebook.clone())
         self.register_buffer("ready", torch.tensor(not kmeans_init))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (..., D) to: codes (..., D) with the gradient of `z`, indices (...), commitment loss.
+        """Vectors (..., D) to: codes (..., D) with the gradient of `z`, indices (...), weighted commitment loss.
 
         Learns in training mode.
         """
@@ -58,7 +60,7 @@ class VectorQuantizer(nn.Module):
         q = self.codebook[indices].view_as(z)  # before the update, which replaces the codebook
         if self.training:
             self.update(rows, indices)
-        commitment_loss = F.mse_loss(z, q)
+        commitment_loss = self.commitment_weight * F.mse_loss(z, q)
         return z + (q - z).detach(), indices.view(z.shape[:-1]), commitment_loss
 
     @torch.no_grad()
@@ -70,6 +72,13 @@ class VectorQuantizer(nn.Module):
         """
         half_norms = self.codebook.square().sum(-1) / -2
         return torch.cat([torch.addmm(half_norms, part, self.codebook.mT).argmax(-1) for part in rows.split(chunk)])
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """Indices (...) to codes (..., D)."""
+        return self.codebook[indices]
+
+    def mean_code(self) -> Tensor:
+        return self.codebook.mean(0)
 
     @torch.no_grad()
     def update(self, rows: Tensor, indices: Tensor) -> None:
@@ -100,8 +109,8 @@ class VectorQuantizer(nn.Module):
         self.ready = torch.ones_like(self.ready)
 
 
-class VQTokenizer(nn.Module):
-    """Images to one code per cell of a grid that is 2ᵏ times coarser, k = len(widths) − 1, and back."""
+class VQTokenizer(GridTokenizer):
+    """Images to one code of a learned codebook per cell of a grid, and back."""
 
     def __init__(
         self,
@@ -110,64 +119,11 @@ class VQTokenizer(nn.Module):
         dim: int = 8,
         widths: tuple[int, ...] = (32, 64),
         blocks: int = 1,
+        patch: int = 1,
         decay: float = 0.99,
         commitment_weight: float = 0.25,
     ):
-        super().__init__()
+        super().__init__(
+            image_shape, VectorQuantizer(codebook_size, dim, decay, commitment_weight), widths, blocks, patch
+        )
         self.config = arguments(locals())
-        channels, height, width = self.image_shape = tuple(image_shape)
-        factor = 2 ** (len(widths) - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"{len(widths)} widths halve the image {len(widths) - 1} times; "
-                f"{height} x {width} is not divisible by {factor}"
-            )
-        self.grid = (height // factor, width // factor)
-        self.vocab_size, self.length = codebook_size, self.grid[0] * self.grid[1]
-        self.commitment_weight = commitment_weight
-        self.encoder = ConvEncoder(channels, dim, widths, blocks)
-        self.quantizer = VectorQuantizer(codebook_size, dim, decay)
-        self.decoder = ConvDecoder(channels, dim, widths, blocks)
-        self.register_buffer("levels", torch.zeros(self.length, dtype=torch.long), persistent=False)
-
-    def latents(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to vectors (B, N, D) in raster order."""
-        if x.shape[1:] != self.image_shape:
-            shape = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"expected images of shape (B, {shape}), got {tuple(x.shape)}")
-        if not (x.abs() <= 1).all():  # NaN fails this comparison too
-            raise ValueError("expected pixels in [-1, 1] without NaN; rescale the images first")
-        return self.encoder(x).flatten(2).mT
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to tokens (B, N)."""
-        z = self.latents(x)
-        return self.quantizer.nearest(z.flatten(0, 1)).view(z.shape[:-1])
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N) to codes (B, N, D)."""
-        if tokens.dtype != torch.long or tokens.shape[1:] != (self.length,):
-            raise ValueError(f"tokens must be long (B, {self.length}), got {tokens.dtype} {tuple(tokens.shape)}")
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            found, last = f"{tokens.min()} to {tokens.max()}", self.vocab_size - 1
-            raise ValueError(f"tokens run from {found}, the codebook from 0 to {last}")
-        return self.quantizer.codebook[tokens]
-
-    def decode(self, tokens: Tensor, upto: int | None = None) -> Tensor:
-        """Tokens (B, N) to images (B, C, H, W). With `upto`, the cells behind show the mean of all codes."""
-        q = self.embed(tokens)
-        if upto is not None:
-            q[:, upto:] = self.quantizer.codebook.mean(0)
-        return self.paint(q)
-
-    def paint(self, q: Tensor) -> Tensor:
-        """Codes (B, N, D) to images (B, C, H, W)."""
-        return self.decoder(q.mT.unflatten(-1, self.grid))
-
-    def loss(self, x: Tensor) -> tuple[Tensor, dict]:
-        """Mean squared error of the image plus weighted commitment loss."""
-        q, indices, commitment_loss = self.quantizer(self.latents(x))
-        mse = F.mse_loss(self.paint(q), x)
-        codes = indices.unique().numel()
-        logs = {"mse": mse.detach(), "commitment_loss": commitment_loss.detach(), "codes_in_batch": codes}
-        return mse + self.commitment_weight * commitment_loss, logs
