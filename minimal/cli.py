@@ -43,12 +43,15 @@ def tour(args):
 
 
 def train(args):
-    from minimal import checkpoints, recipes
+    from minimal import checkpoints, processes, recipes
 
     if args.name is None:
         print("\n".join(recipes.names()))
         return
-    path = recipes.run(args.name, out=args.out, steps=args.steps, seed=args.seed, device=device(args.device))
+    with processes.joined(device(args.device)) as here:
+        path = recipes.run(args.name, out=args.out, steps=args.steps, seed=args.seed, device=here)
+        if processes.rank():
+            return
     for key, value in checkpoints.header(path)["metrics"].items():
         print(f"{key:40s} {value:.4f}")
     print(f"saved as {path}")

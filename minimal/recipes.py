@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minimal import checkpoints, judge
+from minimal import checkpoints, judge, processes
 from minimal.ar.raster import RasterGPT
 from minimal.data import Images, load
 from minimal.data.augment import random_shift
@@ -39,8 +39,9 @@ def run(name: str, out: str | None = None, steps: int | None = None, seed: int =
     state = path.with_suffix(".training")
     options = {} if steps is None else {"steps": steps}
     module, metrics = RECIPES[name](seed=seed, device=device, save_to=state, **options)
-    checkpoints.save(module, path, recipe=name, metrics=metrics)
-    state.unlink(missing_ok=True)
+    if processes.rank() == 0:
+        checkpoints.save(module, path, recipe=name, metrics=metrics)
+        state.unlink(missing_ok=True)
     return path
 
 

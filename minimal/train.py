@@ -13,7 +13,7 @@ clipped, and averaged weights (EMA) can follow:
 
 Everything the next step depends on (weights, moments, averages, random states, the order of the data) goes into
 `save_to` every `save_every` steps. A run that was killed continues from there, and on a CPU ends in the same weights,
-bit for bit.
+bit for bit. Under torchrun, each process takes its share of every batch (processes.py).
 """
 
 import math
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from minimal import processes
 from minimal.run import Batches, History, Run
 
 # Parts
@@ -155,27 +156,30 @@ def fit(
     )
     if save_to is not None and Path(save_to).exists():
         run.restore(save_to)
+    processes.wait()  # nobody writes the file before all have looked for it
     history = run.history
 
     root.train()
     started, shown = time.perf_counter() - history.seconds, {}
-    hidden = not progress or "CI" in os.environ
+    first = processes.rank() == 0
+    hidden = not progress or "CI" in os.environ or not first
     with tqdm(total=steps, initial=history.steps, desc=desc, disable=hidden, dynamic_ncols=True) as bar:  # on stderr
         for step in range(history.steps, steps):
-            batch = run.batches.next()
-            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            batch = processes.share(run.batches.next())
+            with torch.autocast(device, torch.bfloat16, enabled=autocast), processes.whole_batch_noise(batch):
                 scalars, logs = step_fn(batch, step)
             loss = descend(scalars, optimizers, clip, warmup_cosine(step, steps, warmup, floor), step)
             if ema is not None:
                 ema.update()
             history.losses.append(loss)
-            history.logs.append({name: x.item() if torch.is_tensor(x) else float(x) for name, x in logs.items()})
+            values = [x.item() if torch.is_tensor(x) else float(x) for x in logs.values()]
+            history.logs.append(dict(zip(logs, processes.average(values, device), strict=True)))
 
             done, shown["loss"] = step + 1, loss
             if validate is not None and (done % validate_every == 0 or done == steps):
                 shown["validation"] = run.validate(validate)
             history.seconds = time.perf_counter() - started
-            if save_to is not None and (done % save_every == 0 or done == steps):
+            if save_to is not None and first and (done % save_every == 0 or done == steps):
                 run.save(save_to)
             bar.set_postfix(shown, refresh=False)
             bar.update()
@@ -201,7 +205,7 @@ def descend(scalars, optimizers, clip, rate, step):
             f"step_fn returned {len(scalars)} scalars for {len(optimizers)} optimizers; "
             "it must return one tensor for all, or a tuple with one (or None) for each"
         )
-    loss = sum(scalar.item() for _, scalar in moves)
+    [loss] = processes.average([sum(scalar.item() for _, scalar in moves)], moves[0][1].device)
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} at step {step}. Look at the batch, lower the learning rate or "
@@ -212,6 +216,7 @@ def descend(scalars, optimizers, clip, rate, step):
             optimizer.zero_grad()
         scalar.backward(inputs=[p for optimizer in moved for p in parameters(optimizer)], retain_graph=i < len(moves))
     moved = [optimizer for group, _ in moves for optimizer in group]
+    processes.average_gradients(p for optimizer in moved for p in parameters(optimizer))
     for optimizer in moved:
         norm = nn.utils.clip_grad_norm_(parameters(optimizer), clip)
         if not norm.isfinite():

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimal import processes
 from minimal.nn.module import arguments
 from minimal.tokenizers.grid import GridTokenizer
 
@@ -55,11 +56,11 @@ class VectorQuantizer(nn.Module):
         """
         rows = z.detach().reshape(-1, z.shape[-1])
         if self.training and not self.ready:
-            self.kmeans(rows)
+            self.kmeans(processes.gathered(rows))
         indices = self.nearest(rows)
         q = self.codebook[indices].view_as(z)  # before the update, which replaces the codebook
         if self.training:
-            self.update(rows, indices)
+            self.update(processes.gathered(rows), processes.gathered(indices))
         commitment_loss = self.commitment_weight * F.mse_loss(z, q)
         return z + (q - z).detach(), indices.view(z.shape[:-1]), commitment_loss
 
