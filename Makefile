@@ -42,10 +42,10 @@ bench: .venv/ready-bench ## measure our samplers beside other libraries; ARGS="d
 	.venv/bin/python -m minimal bench $(ARGS)
 
 book: .venv/ready-book ## build the site into book/_build/html
-	.venv/bin/jupyter-book build . --config book/_config.yml --toc book/_toc.yml --path-output book --warningiserror --keep-going
+	.venv/bin/python -m minimal.book
 
 clean: ## remove .venv and everything that was built; downloads in data/cache stay
-	rm -rf .venv book/_build build dist out .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv book/_build book/_generated build dist out .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

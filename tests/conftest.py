@@ -12,6 +12,10 @@ hypothesis.settings.register_profile("minimal", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("minimal")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--shots", help="folder for the pictures that tests/test_browser.py takes of every page")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds():
     """Each test stands alone: whatever ran before, it sees the same random numbers."""

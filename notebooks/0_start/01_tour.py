@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 # Here are real digits: 8 × 8 pixels, 17 levels of grey. There are $17^{64}$ such pictures, about $5 \cdot 10^{78}$. How can a
 # network give a probability to each one of them?
 
-# %%
+# %% mystnb={"image": {"alt": "Two rows of ten small grey pictures: hand-written digits 0 to 9, eight by eight pixels each, blurry but legible."}}
 splits = ("train", "validation", "test")
 train, validation, test = (data.load("digits", split) for split in splits)
 first = [int((train.labels == c).nonzero()[k]) for k in range(2) for c in range(10)]
@@ -61,7 +61,7 @@ with torch.inference_mode():
 surprise = -logp.gather(-1, tokens[..., None])[0, :, 0] / math.log(2)  # (64,) in bits
 print(f"the image: {surprise.sum():.0f} bits, or {surprise.mean():.2f} bits per pixel")
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The model pays at the edges of strokes, and nearly nothing in the margins.", "name": "fig-0-01-surprise"}, "image": {"alt": "Left, a test digit. Middle, a heat map of its surprise per pixel: dark margins, bright edges of the stroke. Right, a bar chart of the forecast for one pixel with a dashed line at the grey level that came."}} tags=["hide-input"]
 j = 27
 grey = dict(xlabel="grey level", ylabel="probability", xticks=range(0, 17, 4))
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), width_ratios=(1, 1.2, 2.2))
@@ -102,7 +102,7 @@ counts = Histogram(tokenizer.encode(train.images), 17, train.labels, num_classes
 per_pixel, per_class, live = bits(counts, labelled=False), bits(counts), bits(model)
 shipped = checkpoints.header("digits_ar")["metrics"]
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Some seconds of training pass both histograms.", "name": "fig-0-01-training"}, "image": {"alt": "Training and validation loss in bits per pixel against the step, falling below two dotted lines for the histograms towards a third for the shipped checkpoint."}} tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6.5, 3))
 axes.plot([loss / math.log(2) for loss in history.losses], label="training batches")
 steps = list(history.validation)
@@ -138,7 +138,7 @@ assert shipped["test_bits_per_dim"] <= 1.80 < per_class
 # noise drawn beforehand, one number per pixel, sampling becomes a *function* of the noise. That is more than a convenience: two
 # samplers that claim to be the same can be given the same noise and compared token by token.
 
-# %%
+# %% mystnb={"image": {"alt": "Ten generated digits, one of each class from 0 to 9, slightly noisy and all legible."}}
 labels = torch.arange(10)  # one digit of each class
 generator = torch.Generator().manual_seed(7)
 noise = torch.rand(10, 64, generator=generator)
@@ -195,7 +195,7 @@ with torch.inference_mode():
     p = probabilities(ar.logits(tokens, label))[0, 27]  # (17,), the pixel of the first picture
     q = probabilities(draft.logits(tokens, label))[0, 27]
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "What both agree on is kept; what the target has more of is drawn again.", "name": "fig-0-01-speculative"}, "image": {"alt": "Two bar charts laid over each other over 17 grey levels: the draft's and the target's probabilities, their common part in grey, what the target has more of standing out."}} tags=["hide-input"]
 both = torch.minimum(p, q)
 figure, axes = plt.subplots(figsize=(6.5, 2.6))
 axes.bar(range(17), both, color="0.75", label="kept: min(p, q)")
@@ -246,7 +246,7 @@ assert package.trace.forwards["target"] == forwards
 print(f"{forwards} forwards of the large model instead of 64")
 print(f"the draft drew {int((who == 0).sum())} of 64 pixels")
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "A few pixels, most of them on the stroke, needed the large model's own draw.", "name": "fig-0-01-who"}, "image": {"alt": "Left, a generated 3. Right, the same grid with the few pixels marked that the large model drew itself."}} tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(4.4, 2.3))
 viz.image_grid(tokenizer.decode(drawn[None]), ncol=1, ax=axes[0])
 axes[0].set_title("a drawn 3")
@@ -278,7 +278,7 @@ assert torch.equal(y, canvas)
 print(f"{passes} passes for ten images at once; the slow way needs 64")
 assert passes <= 64
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The pass after which a pixel never changed again: many settle long before their turn.", "name": "fig-0-01-jacobi"}, "image": {"alt": "Ten generated digits above ten maps that show after which pass each pixel stopped changing; later passes lie towards the bottom."}} tags=["hide-input"]
 panels = plt.subplots(2, 10, figsize=(9, 2.1))[1]
 for c in range(10):
     viz.image_grid(tokenizer.decode(y[c : c + 1]), ncol=1, ax=panels[0, c])
@@ -295,7 +295,7 @@ plt.colorbar(shown, ax=panels[1].tolist(), label="last change");
 # The other samplers keep the model. This one changes what a token is. An autoencoder turns the image into a 4 × 4 grid of codes from a
 # learned codebook (a **VQ-VAE**), and a transformer learns the 16 codes instead of the 64 pixels.
 
-# %%
+# %% mystnb={"image": {"alt": "Two rows of ten digits: real test images, and the same images painted from sixteen codes, a little smoother."}}
 vq = checkpoints.load("digits_vq")
 codes = vq.encode(test.images[:10])
 shown = vq.decode(codes).clamp(-1, 1)
@@ -313,7 +313,7 @@ assert codes.shape[1] == 16
 # streamlines end at images at $t = 1$; $x$ has shape $(1, 8, 8)$ and all pixels move at once. Drawing means integrating
 # $\dot x = v(x, t)$ in as many steps as you like.
 
-# %%
+# %% mystnb={"figure": {"caption": "Noise becomes a digit: the same ten flows at five times.", "name": "fig-0-01-flow"}, "image": {"alt": "Five rows of ten panels: pure noise at time 0 becomes a legible digit of each class at time 1."}}
 from minimal.samplers.flow import sample_flow, sample_flow_map
 
 flow, mean_flow = checkpoints.load("digits_flow"), checkpoints.load("digits_mean_flow")
@@ -332,7 +332,7 @@ viz.image_grid(torch.cat(frames), row_labels=[f"t = {i / 4}" for i in range(5)])
 # %% [markdown]
 # How few steps will do? Ten are fine. And one? Here it is with two different noises, one below the other:
 
-# %%
+# %% mystnb={"figure": {"caption": "One step of a flow lands on a mean, whatever the noise; one step of a mean flow lands on a digit.", "name": "fig-0-01-one-step"}, "image": {"alt": "Six rows of ten digits. Fifty and ten flow steps are sharp; one flow step gives the same blurred digit for two different noises; one mean-flow step gives sharp digits that differ with the noise."}}
 other = lambda: torch.Generator().manual_seed(2)
 run = lambda steps, noise: sample_flow(flow, 10, cond=labels, num_steps=steps, generator=noise)
 leap = lambda noise: sample_flow_map(mean_flow, 10, cond=labels, generator=noise)
@@ -383,7 +383,7 @@ assert distance["mean flow, 1 step"] < 0.5 * distance["flow, 1 step"]
 # Forty images from each sampler, under classifier-free guidance (which every sampler accepts, since it changes the model and not the
 # way of drawing). The last column of numbers asks a judge, a small classifier that saw none of this, whether it sees the intended digit.
 
-# %%
+# %% mystnb={"figure": {"caption": "Every way of drawing, side by side.", "name": "fig-0-01-all"}, "image": {"alt": "Rows of samplers, columns of classes: every sampler of this chapter drew one digit of each class, below a row of real digits."}}
 from minimal.samplers.guidance import Guided
 
 guided = lambda name: Guided(checkpoints.load(name), tour.GUIDANCE)
