@@ -278,9 +278,21 @@ def run_times_page(all_chapters: list[Chapter]) -> str:
 
 def setup(app):
     app.connect("html-collect-pages", source_pages)
+    app.connect("doctree-read", number_equations)
     app.connect("html-page-context", mend, priority=900)
     app.connect("builder-inited", lambda app: copy_mathjax(Path(app.outdir) / "_static" / "mathjax"))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def number_equations(app, doctree):
+    """Sphinx numbers equations that have a label. In a notebook a label would show, so here all others get one."""
+    page, domain = app.env.docname, app.env.get_domain("math")
+    for i, equation in enumerate(doctree.findall(lambda node: node.tagname == "math_block")):
+        if not equation.get("label"):
+            equation["label"] = f"{page}:{i}"
+            domain.note_equation(page, equation["label"], location=equation)
+            equation["number"] = domain.get_equation_number_for(equation["label"])
+            equation["docname"], equation["ids"] = page, [f"equation-{equation['number']}"]
 
 
 def mend(app, page, template, context, doctree):
