@@ -165,7 +165,8 @@ def map_table(all_systems: list[systems.System]) -> str:
 <label>Search <input type="search" data-filter="text" placeholder="title, claim, arXiv number"></label>
 <output aria-live="polite">{len(all_systems)} systems</output>
 </form>
-<p>{len(all_systems)} systems, {done} of them done.</p>
+<noscript><p>{len(all_systems)} systems.</p></noscript>
+<p>{done} of them are done. All source files: <a href="../source/index.html">index</a>.</p>
 <div class="map-scroll" role="region" aria-label="Map of the field" tabindex="0">
 <table class="map-table">
 <thead><tr><th scope="col">Part</th><th scope="col">System</th><th scope="col">Depth</th><th scope="col">Status</th>
@@ -305,9 +306,12 @@ def mend(app, page, template, context, doctree):
 
 
 def source_pages(app):
-    """A page for every file of the package and every test that the map names: source/minimal/nn/masks.py.html."""
+    """An index, and a page for every file of the package and every test that the map names: source/x.py.html."""
     named = {s.test.partition("::")[0] for s in systems.load() if s.status == "done"}
     files = [*sorted((ROOT / "minimal").rglob("*.py")), *sorted(ROOT / name for name in named)]
+    names = [file.relative_to(ROOT).as_posix() for file in files]
+    items = "".join(f'<li><a href="{name}.html"><code>{name}</code></a></li>' for name in names)
+    yield "source/index", {"title": "Source files", "body": f"<h1>Source files</h1><ul>{items}</ul>"}, "page.html"
     for file in files:
         path, text = file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf8")
         code = app.builder.highlighter.highlight_block(text, "python")
@@ -353,8 +357,17 @@ def build() -> list[str]:
     command += ["--path-output", "book", "--warningiserror", "--keep-going", "--quiet"]
     program = Path(sys.executable).with_name(command[0])
     subprocess.run([program, *command[1:]], cwd=ROOT, check=True)
-    expected = [chapter.page for chapter in chapters()] + [f"book/{p.stem}.html" for p in BOOK.glob("*.md")]
-    return problems(SITE, expected)
+    return problems(SITE, expected())
+
+
+def expected() -> list[str]:
+    """The pages that must be there, and the figures (page.html#fig-name) that the notebooks name."""
+    found = [f"book/{page.stem}.html" for page in BOOK.glob("*.md")]
+    for chapter in chapters():
+        script = (ROOT / "notebooks" / f"{chapter.name}.py").read_text(encoding="utf8")
+        named = re.findall(r'^# %%.*"figure": \{.*"name": "(fig-[\w-]+)"', script, re.MULTILINE)
+        found += [chapter.page, *(f"{chapter.page}#{name}" for name in named)]
+    return found
 
 
 def measure() -> None:

@@ -3,36 +3,37 @@
 `problems(folder, expected)` reads the HTML as a browser would and returns one sentence for each fault.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from bs4 import BeautifulSoup
 
-LOADS = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "embed": "src",
-}
+LOADS = ("src", "srcset", "poster", "data")  # attributes by which any element loads a file
+FOREIGN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
+FOREIGN_SCRIPT = re.compile(
+    r"""(?:from|import|import\(|fetch\(|\.src\s*=|_URL\s*=)\s*["'`](?:https?:)?//""", re.IGNORECASE
+)
 SKIP = ("genindex.html", "search.html")  # made by Sphinx, linked by scripts
 
 
 def problems(folder: Path, expected: Iterable[str] = ()) -> list[str]:
-    """What is wrong with the site in `folder`; `expected` are pages that must be there."""
+    """What is wrong with the site in `folder`; `expected`: pages, and anchors (page#id), that must be there."""
     pages = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.html")}
-    found = [f"{page}: the page is missing" for page in sorted(set(expected) - set(pages))]
     soups = {name: BeautifulSoup(path.read_text(encoding="utf8"), "html.parser") for name, path in pages.items()}
     anchors = {name: {tag.get("id") or tag.get("name") for tag in soup.find_all(True)} for name, soup in soups.items()}
+    found = []
+    for page, anchor in map(urldefrag, sorted(set(expected))):
+        if page not in pages:
+            found.append(f"{page}: the page is missing")
+        elif anchor and anchor not in anchors[page]:
+            found.append(f"{page}: {anchor} is missing")
     for name, soup in soups.items():
         if not name.startswith("_static"):
             found += [f"{name}: {fault}" for fault in page_problems(folder, name, soup, anchors)]
     for style in folder.rglob("*.css"):
-        text = style.read_text(encoding="utf8", errors="replace")
-        if "url(http" in text.replace('"', "").replace("'", "") or "@import" in text and "http" in text:
+        if FOREIGN_STYLE.search(style.read_text(encoding="utf8", errors="replace")):
             found.append(f"{style.relative_to(folder)}: loads something from elsewhere")
     return found
 
@@ -40,13 +41,18 @@ def problems(folder: Path, expected: Iterable[str] = ()) -> list[str]:
 def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[str, set[str]]) -> list[str]:
     found = []
     for tag in soup.find_all(True):
-        address = tag.get(LOADS.get(tag.name, ""))
-        if tag.name == "link" and "canonical" not in tag.get("rel", []):
-            address = tag.get("href")
-        if address and foreign(address):
-            found.append(f"loads {address} from elsewhere")
-        elif address and not address.startswith("data:") and not (target(folder, name, address)).is_file():
-            found.append(f"{tag.name} {address} does not exist")
+        inside = tag.string or "" if tag.name in ("style", "script") else ""
+        if (
+            FOREIGN_STYLE.search(tag.get("style", "") + inside)
+            or tag.name == "script"
+            and FOREIGN_SCRIPT.search(inside)
+        ):
+            found.append(f"{tag.name} loads something from elsewhere: {tag.get('style') or inside.strip()[:80]}")
+        for address in loaded(tag):
+            if foreign(address):
+                found.append(f"loads {address} from elsewhere")
+            elif not address.startswith(("data:", "#")) and not target(folder, name, address).is_file():
+                found.append(f"{tag.name} {address} does not exist")
     for link in soup.find_all("a", href=True):
         address, anchor = urldefrag(link["href"])
         if foreign(address) or urlsplit(address).scheme:
@@ -59,7 +65,7 @@ def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[st
             if unquote(anchor) not in anchors.get(page, set()):
                 found.append(f"link to {link['href']}: that page has no such anchor")
     article = soup.find("article") or soup
-    for picture in article.find_all("img"):
+    for picture in article.find_all(lambda tag: tag.name == "img" or tag.get("type") == "image"):
         words = (picture.get("alt") or "").strip()
         if len(words.split()) < 2 or words.startswith(("../", "_images")):
             found.append(f"the picture {picture.get('src')} has no description (alt text)")
@@ -68,8 +74,17 @@ def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[st
     return found
 
 
+def loaded(tag) -> list[str]:
+    """Addresses that a browser fetches for this element; not those of plain links."""
+    found = [tag.get(name) for name in LOADS if name != "srcset"]
+    found += [choice.split()[0] for choice in tag.get("srcset", "").split(",") if choice.strip()]
+    if tag.name in ("image", "use") or tag.name == "link" and "canonical" not in tag.get("rel", []):
+        found += [tag.get("href"), tag.get("xlink:href")]
+    return [address for address in found if address]
+
+
 def foreign(address: str) -> bool:
-    return address.startswith(("http:", "https:", "//"))
+    return address.lower().startswith(("http:", "https:", "//"))
 
 
 def target(folder: Path, page: str, address: str) -> Path:

@@ -46,6 +46,14 @@ def test_a_site_in_order_has_no_problems(site):
         ("<script src='https://cdn.example/x.js'></script>", "from elsewhere"),
         ("<link rel='stylesheet' href='//fonts.example/x.css'>", "from elsewhere"),
         ("<iframe src='http://video.example'></iframe>", "from elsewhere"),
+        ("<img src='pic.png' srcset='https://cdn.example/p.png 2x' alt='Two dots'>", "from elsewhere"),
+        ("<video poster='https://cdn.example/p.png'></video>", "from elsewhere"),
+        ("<object data='HTTPS://cdn.example/p.svg'></object>", "from elsewhere"),
+        ("<svg><image href='//cdn.example/p.png'/></svg>", "from elsewhere"),
+        ("<p style='background: url(https://cdn.example/p.png)'>x</p>", "from elsewhere"),
+        ("<style>@import 'https://fonts.example/x.css';</style>", "from elsewhere"),
+        ("<script>const X_URL = 'https://cdn.example/x.js'</script>", "from elsewhere"),
+        ("<script type='module'>import x from 'https://cdn.example/x.js'</script>", "from elsewhere"),
     ],
 )
 def test_each_fault_is_found_and_named(site, body, said):
@@ -59,8 +67,14 @@ def test_a_missing_page_a_page_without_heading_and_a_foreign_font_are_found(site
     folder, _ = site
     (folder / "c.html").write_text("<html><body><p>no heading</p></body></html>")
     (folder / "style.css").write_text("@font-face { src: url('https://fonts.example/f.woff'); }")
-    found = site_check.problems(folder, ["lost.html"])
-    assert [p.split(":")[0] for p in found] == ["lost.html", "c.html", "style.css"]
+    found = site_check.problems(folder, ["a.html#top", "a.html#fig-gone", "lost.html"])
+    assert [p.split(":")[0] for p in found] == ["a.html", "lost.html", "c.html", "style.css"]
+    assert "fig-gone is missing" in found[0]
+
+
+def test_figures_that_a_notebook_names_are_expected_on_its_page():
+    pages = book.expected()
+    assert "notebooks/0_start/01_tour.html#fig-0-01-all" in pages and "book/map.html" in pages
 
 
 # Chapters
