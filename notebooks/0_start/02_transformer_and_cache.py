@@ -3,7 +3,7 @@
 #
 # | | |
 # | --- | --- |
-# | **You will build** | a transformer from its formulas, a proof that it is causal, and a cache that saves 97 % of its work |
+# | **You will build** | a transformer from its formulas, a proof that it is causal, and a cache that spares it 97 % of the positions |
 # | **Time** | about half a minute on a laptop, without a GPU |
 # | **You need** | PyTorch, matrix products, a first acquaintance with the word "attention" |
 # | **Of the five nouns** | model (the block that all of them share) and sampler (the plain one) |
@@ -189,7 +189,7 @@ for (name, mask), ax in zip(shown.items(), axes.flat):
     ax.set_title(name, fontsize=8.5, family="monospace")
 
 # %% [markdown]
-# * `window(4)`: only the last four keys. Work and memory stop growing with the length.
+# * `window(4)`: only the last four keys. Work and memory per token stop growing with the length.
 # * `sink(2)`: the first two keys, always. We will see at the end of the chapter why one adds them.
 # * `prefix(4)`: a prompt that may read itself in both directions, then text or pixels one by one.
 # * `same`: blocks that do not know of each other. `before`: everything strictly earlier, so a sink gives the first something to see.
@@ -456,8 +456,9 @@ for (name, field), panels in zip(fields.items(), axes):
     panels[0].set_ylabel("output");
 
 # %% [markdown]
-# Above the diagonal stand true zeros: causality holds, bit for bit. Below, everything reaches everything. And a window of $w$ is no wall:
-# after $L$ layers a position has heard of $L\,(w - 1) + 1$ inputs, itself included, since what a neighbour heard is passed on. Long
+# Above the diagonal stand true zeros: causality holds, bit for bit. (A derivative is taken at one input. But these zeros come from the mask,
+# which never looks at the input, so they stand there for every input.) Below, everything reaches everything. And a window of $w$ is no
+# wall: after $L$ layers a position has heard of $L\,(w - 1) + 1$ inputs, itself included, since what a neighbour heard is passed on. Long
 # sequences live on that.
 #
 # For an image model one more step is needed. Its logits in row $j$ are the forecast *for* pixel $j$, so row $j$ must not read pixel $j$
@@ -805,8 +806,8 @@ for name, (layers, H, G, d, length, parameters) in published.items():
     print(f"{name:22s}{token:8.0f}{full:8.0f}{built:10.0f}{single:7.0f}{weigh:15.1f}")
 
 # %% [markdown]
-# Six sequences of Llama 2 7B weigh as much as the network itself, and every decoded token reads the whole cache of its sequence. Llama 3 doubles the context
-# and still holds a sequence in half of the bytes. Image models have short sequences, and most of them kept $G = H$.
+# Six sequences of Llama 2 7B weigh as much as the network itself, and every decoded token reads the whole cache of its sequence. Llama 3
+# doubles the context and still holds a sequence in half of the bytes. LlamaGen's pictures are short sequences, and it kept $G = H$.
 #
 # ## Three caches with one face
 #
@@ -914,10 +915,10 @@ for name, kind in kinds.items():
 # %% [markdown]
 # ## A failure: the window that nobody trained
 #
-# It is tempting. Our model attends to 64 positions; most of the weight falls on near ones, as we saw. Let the cache keep only the last
-# 16 and save three quarters of its memory. We need no new training, no new code, only another cache. And we can measure the damage
-# exactly, in bits per pixel on the validation images. Since it is known that the first positions matter more than they should, we also
-# try 15 recent positions and one sink, in the same memory:
+# It is tempting. The clearest heads look at neighbours only, as we saw. Let the cache keep only the last 16 positions, two rows, and save
+# three quarters of its memory. We need no new training, no new code, only another cache. And we can measure the damage exactly, in bits
+# per pixel on the validation images. Since it is known that the first positions matter more than they should, we also try 15 recent
+# positions and one sink, in the same memory:
 
 # %%
 from minimal.ar.histogram import Histogram
@@ -954,9 +955,13 @@ nats = F.cross_entropy(torch.cat(steps, dim=1).mT, tokens, reduction="none").sum
 assert torch.allclose(bits_per_dim(nats, 64), kind, atol=1e-3)
 print("a real sliding cache gives the same number as the mask")
 
+near = (attention * recent(16).square(torch.arange(64))).sum(-1)[..., 16:].mean()
+print(f"share of the attention that fell on the last 16: {near:.0%}")
+
 # %% [markdown]
 # A third of a bit on every pixel: that is a lot, as the class label itself is worth only half as much to this model (1.84 without it, 1.70
-# with it). Trading the oldest of the 16 positions for the very first gives back nearly half of the damage. Here is the whole curve:
+# with it). It should not surprise: four tenths of the attention fell on what we took away. But trading the oldest of the 16 positions for
+# the very first gives back nearly half of the damage. Here is the whole curve:
 
 # %%
 train = data.load("digits", "train")
@@ -991,7 +996,7 @@ ax.text(7.4, full.mean() - 0.012, "full attention", va="top", **grey);
 
 # %% [markdown]
 # Two things are in this picture. **At eight slots a sink makes it worse**: it takes the place of the eighth position, and that is the pixel
-# just above the one to be drawn. A window shorter than a row is blind in the vertical, and a transformer is then worse than a histogram.
+# just above the one to be drawn. A window shorter than a row cannot look straight up, and the transformer is then worse than a histogram.
 # With nine slots both have room, and the sink wins, until the window is nearly the whole picture.
 #
 # Why should the *first* position matter? Here it is the class label, so it says something. That would be a boring reason. Take it away:
@@ -1012,9 +1017,9 @@ print(f"one head gives it {far.max():.0%} of its attention; 32 and more others c
 assert gain.mean() > 4 * error and far.max() > 0.15
 
 # %% [markdown]
-# It says nothing, and the model cannot do without it. Softmax weights must sum to one, so a head that finds nothing must put its
-# attention *somewhere*. The first position is always visible, and training has made it the place for "nothing found". Remove it, and
-# these weights are spread over pixels that never asked for them. That is an **attention sink**.
+# It says nothing, and the model misses it. Such a position is called an **attention sink**, and the usual explanation is this: softmax
+# weights must sum to one, so a head that finds nothing must put its attention *somewhere*. The first position is always visible, and
+# training has made it the place for "nothing found". Remove it, and these weights are spread over pixels that never asked for them.
 #
 # The sink is a plaster. The wound is that the model never trained with a window. Give it a few seconds of that:
 
