@@ -5,15 +5,11 @@
 
 Prose lives in book/*.md and in the notebooks. Generated, into book/_generated: the map of the field (from
 systems.toml), the chapters and systems of each part, the graph of chapters (from book/chapters.toml), the run times.
-This file is also a Sphinx extension, named in book/_config.yml: it adds a page for every source file that the map
-points to, and the copy of MathJax that the site serves itself.
 """
 
 import argparse
-import ast
 import html
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -32,18 +28,7 @@ BOOK = ROOT / "book"
 GENERATED = BOOK / "_generated"
 SITE = BOOK / "_build" / "html"
 ARXIV = "https://arxiv.org/abs/"
-PARTS = {
-    "0": "Start",
-    "1": "Tokenizers",
-    "2": "Autoregressive models",
-    "3": "Flows",
-    "4": "Continuous autoregression",
-    "5a": "Fast samplers",
-    "5b": "Parallel generation",
-    "6": "Steering",
-    "7": "Video and worlds",
-    "8": "Beyond images",
-}
+PARTS = ("0", "1", "2", "3", "4", "5a", "5b", "6", "7", "8")
 CARD = ("You will build", "Time", "You need", "Of the five nouns", "Systems")
 
 
@@ -71,6 +56,11 @@ class Chapter:
     @property
     def page(self) -> str:
         return f"notebooks/{self.name}.html"
+
+    @property
+    def link(self) -> str:
+        """A Markdown link from a page of the book."""
+        return f"[{self.title}](../notebooks/{self.name}.ipynb)"
 
 
 def chapters(root: Path = ROOT) -> list[Chapter]:
@@ -101,10 +91,7 @@ def title_and_card(script: str, name: str) -> tuple[str, dict[str, str]]:
 
 
 def run_times() -> dict:
-    path = BOOK / "run_times.toml"
-    return (
-        tomllib.loads(path.read_text(encoding="utf8")) if path.exists() else {"seconds": {}, "machine": "nowhere yet"}
-    )
+    return tomllib.loads((BOOK / "run_times.toml").read_text(encoding="utf8"))
 
 
 # The generated pages, in Markdown and HTML
@@ -112,28 +99,28 @@ def run_times() -> dict:
 
 def write_pages() -> None:
     GENERATED.mkdir(exist_ok=True)
-    all_chapters, all_systems = chapters(), systems.load()
+    all_chapters, all_systems, times = chapters(), systems.load(), run_times()
     for part in PARTS:
-        write(f"part_{part}.md", part_page(part, all_chapters, all_systems))
+        write(f"part_{part}.md", part_page(part, all_chapters, all_systems, times["seconds"]))
     write("map.html", map_table(all_systems))
     write("order.html", graph(all_chapters))
-    write("run_times.md", run_times_page(all_chapters))
+    write("run_times.md", run_times_page(all_chapters, times))
 
 
 def write(name: str, text: str) -> None:
     (GENERATED / name).write_text(text, encoding="utf8", newline="\n")
 
 
-def part_page(part: str, all_chapters: list[Chapter], all_systems: list[systems.System]) -> str:
-    """The chapters that are there, each with its card, and the systems that the part covers."""
-    lines, seconds = ["## Chapters", ""], run_times()["seconds"]
+def part_page(part: str, all_chapters: list[Chapter], all_systems: list[systems.System], seconds: dict) -> str:
+    """The chapters that are there, each with its card and seconds, and the systems that the part covers."""
+    lines = ["## Chapters", ""]
     here = [chapter for chapter in all_chapters if chapter.part == part]
     if not here:
         lines += ["None of the chapters of this part is written yet.", ""]
     for chapter in here:
         runs = f" It runs in {seconds[chapter.name]:.0f} seconds on one thread." if chapter.name in seconds else ""
         lines += [
-            f"**{chapter.number} [{chapter.title}](../{chapter.page.replace('.html', '.ipynb')})**",
+            f"**{chapter.number} {chapter.link}**",
             f": You will build {chapter.card['You will build']}.{runs}",
             "",
         ]
@@ -203,9 +190,10 @@ def graph(all_chapters: list[Chapter]) -> str:
     rows: list[list[Chapter]] = []
     row_of = {}
     for chapter in all_chapters:
-        row_of[chapter.name] = 1 + max((row_of[need] for need in chapter.needs), default=-1)
-        rows += [[]] * (row_of[chapter.name] == len(rows))
-        rows[row_of[chapter.name]] = [*rows[row_of[chapter.name]], chapter]
+        row = row_of[chapter.name] = 1 + max((row_of[need] for need in chapter.needs), default=-1)
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(chapter)
     wide, high, gap_x, gap_y = 200, 58, 24, 52
     width = max(map(len, rows)) * (wide + gap_x) + gap_x
     place = {}
@@ -229,10 +217,10 @@ def graph(all_chapters: list[Chapter]) -> str:
             f'<text x="{x + wide / 2:.0f}" y="{y + 18:.0f}" class="number">{chapter.number}</text>'
             f'<text y="{y + 34:.0f}">{words}</text></a>'
         )
-    titles = {c.name: c for c in all_chapters}
+    number = {c.name: c.number for c in all_chapters}
     items = "\n".join(
         f'<li><a href="../{c.page}">{c.number} {html.escape(c.title)}</a>'
-        + (f" needs {', '.join(titles[n].number for n in c.needs)}" if c.needs else " needs nothing before it")
+        + (f" needs {', '.join(number[need] for need in c.needs)}" if c.needs else " needs nothing before it")
         + "</li>"
         for c in all_chapters
     )
@@ -259,89 +247,18 @@ def wrap(title: str, width: int) -> list[str]:
     return lines if len(lines) <= 2 else [lines[0], lines[1][: width - 1] + "…"]
 
 
-def run_times_page(all_chapters: list[Chapter]) -> str:
+def run_times_page(all_chapters: list[Chapter], times: dict) -> str:
     """Seconds of each notebook, and the versions that this build saw."""
-    times = run_times()
     lines = ["| chapter | seconds |", "| --- | ---: |"]
     for c in all_chapters:
         seconds = f"{times['seconds'][c.name]:.0f}" if c.name in times["seconds"] else "not measured"
-        lines.append(f"| {c.number} [{c.title}](../{c.page.replace('.html', '.ipynb')}) | {seconds} |")
+        lines.append(f"| {c.number} {c.link} | {seconds} |")
     total = sum(times["seconds"].values())
     lines += ["", f"Together {total:.0f} seconds, measured on {times['machine']}, one thread per notebook."]
     lines += ["", "| package | version |", "| --- | --- |", f"| Python | {platform.python_version()} |"]
     for name in ("torch", "numpy", "matplotlib", "scikit-learn", "safetensors", "jupyter-book"):
         lines.append(f"| {name} | {importlib.metadata.version(name)} |")
     return "\n".join(lines) + "\n"
-
-
-# The Sphinx extension: source pages and mathematics
-
-
-def setup(app):
-    app.connect("html-collect-pages", source_pages)
-    app.connect("doctree-read", number_equations)
-    app.connect("html-page-context", mend, priority=900)
-    app.connect("builder-inited", lambda app: copy_mathjax(Path(app.outdir) / "_static" / "mathjax"))
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def number_equations(app, doctree):
-    """Sphinx numbers equations that have a label. In a notebook a label would show, so here all others get one."""
-    page, domain = app.env.docname, app.env.get_domain("math")
-    for i, equation in enumerate(doctree.findall(lambda node: node.tagname == "math_block")):
-        if not equation.get("label"):
-            equation["label"] = f"{page}:{i}"
-            domain.note_equation(page, equation["label"], location=equation)
-            equation["number"] = domain.get_equation_number_for(equation["label"])
-            equation["docname"], equation["ids"] = page, [f"equation-{equation['number']}"]
-
-
-def mend(app, page, template, context, doctree):
-    """What the theme and the bibliography get wrong for our readers."""
-    # Cells run in the reader's own Jupyter; this script would run them on another machine.
-    scripts = context.get("script_files", [])
-    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
-    # Screen readers expect list items in a list, and the entries of a bibliography have a role of their own.
-    context["body"] = context.get("body", "").replace('role="list" class="citation-list"', 'class="citation-list"')
-
-
-def source_pages(app):
-    """An index, and a page for every file of the package and every test that the map names: source/x.py.html."""
-    named = {s.test.partition("::")[0] for s in systems.load() if s.status == "done"}
-    files = [*sorted((ROOT / "minimal").rglob("*.py")), *sorted(ROOT / name for name in named)]
-    names = [file.relative_to(ROOT).as_posix() for file in files]
-    items = "".join(f'<li><a href="{name}.html"><code>{name}</code></a></li>' for name in names)
-    yield "source/index", {"title": "Source files", "body": f"<h1>Source files</h1><ul>{items}</ul>"}, "page.html"
-    for file in files:
-        path, text = file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf8")
-        code = app.builder.highlighter.highlight_block(text, "python")
-        before, _, body = code.partition("<pre>")
-        lines = body.split("\n")
-        for name, line in definitions(text).items():
-            lines[line - 1] = f'<span id="{name}"></span>' + lines[line - 1]
-        title = f"<h1><code>{html.escape(path)}</code></h1>"
-        source = "\n".join(lines)
-        yield f"source/{path}", {"title": path, "body": f"{title}{before}<pre tabindex='0'>{source}"}, "page.html"
-
-
-def definitions(text: str) -> dict[str, int]:
-    """Names of functions and classes, and the lines where they begin: {"test_x": 12, "TestY.test_z": 30}."""
-    found = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found[node.name] = node.lineno
-            for item in node.body if isinstance(node, ast.ClassDef) else []:
-                if isinstance(item, ast.FunctionDef):
-                    found[f"{node.name}.{item.name}"] = item.lineno
-    return found
-
-
-def copy_mathjax(to: Path) -> None:
-    """MathJax as one file, from the package that ships it (`pip install 'minimal[book]'`)."""
-    package = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax"
-    to.mkdir(parents=True, exist_ok=True)
-    for name in ("es5/tex-svg.js", "LICENSE"):
-        shutil.copy(package / name, to / Path(name).name)
 
 
 # Build
@@ -375,11 +292,11 @@ def measure() -> None:
     from minimal import notebooks
 
     seconds = {}
-    for script in notebooks.scripts():
-        started = time.perf_counter()
+    for chapter in chapters():
+        script, started = ROOT / "notebooks" / f"{chapter.name}.py", time.perf_counter()
         notebooks.run(notebooks.read_script(script), script)
-        seconds[f"{script.parent.name}/{script.stem}"] = round(time.perf_counter() - started, 1)
-        print(f"{script.parent.name}/{script.stem}: {seconds[f'{script.parent.name}/{script.stem}']} s", flush=True)
+        seconds[chapter.name] = round(time.perf_counter() - started, 1)
+        print(f"{chapter.name}: {seconds[chapter.name]} s", flush=True)
     machine = f"a machine with {os.cpu_count()} cores ({platform.machine()})"
     lines = [f'machine = "{machine}"', "", "[seconds]", *[f'"{name}" = {value}' for name, value in seconds.items()]]
     (BOOK / "run_times.toml").write_text("\n".join(lines) + "\n", encoding="utf8")

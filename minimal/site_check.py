@@ -20,6 +20,7 @@ SKIP = ("genindex.html", "search.html")  # made by Sphinx, linked by scripts
 
 def problems(folder: Path, expected: Iterable[str] = ()) -> list[str]:
     """What is wrong with the site in `folder`; `expected`: pages, and anchors (page#id), that must be there."""
+    folder = folder.resolve()
     pages = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.html")}
     soups = {name: BeautifulSoup(path.read_text(encoding="utf8"), "html.parser") for name, path in pages.items()}
     anchors = {name: {tag.get("id") or tag.get("name") for tag in soup.find_all(True)} for name, soup in soups.items()}
@@ -42,11 +43,8 @@ def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[st
     found = []
     for tag in soup.find_all(True):
         inside = tag.string or "" if tag.name in ("style", "script") else ""
-        if (
-            FOREIGN_STYLE.search(tag.get("style", "") + inside)
-            or tag.name == "script"
-            and FOREIGN_SCRIPT.search(inside)
-        ):
+        imports = tag.name == "script" and FOREIGN_SCRIPT.search(inside)
+        if imports or FOREIGN_STYLE.search(tag.get("style", "") + inside):
             found.append(f"{tag.name} loads something from elsewhere: {tag.get('style') or inside.strip()[:80]}")
         for address in loaded(tag):
             if foreign(address):
@@ -57,12 +55,11 @@ def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[st
         address, anchor = urldefrag(link["href"])
         if foreign(address) or urlsplit(address).scheme:
             continue
-        path = target(folder, name, address) if address else folder / name
+        path = target(folder, name, address)
         if not path.is_file():
             found.append(f"link to {link['href']}, which does not exist")
         elif anchor and path.suffix == ".html":
-            page = path.relative_to(folder.resolve() if address else folder).as_posix()
-            if unquote(anchor) not in anchors.get(page, set()):
+            if unquote(anchor) not in anchors.get(path.relative_to(folder).as_posix(), set()):
                 found.append(f"link to {link['href']}: that page has no such anchor")
     article = soup.find("article") or soup
     for picture in article.find_all(lambda tag: tag.name == "img" or tag.get("type") == "image"):

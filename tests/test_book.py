@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minimal import book, systems
+from minimal import book, sphinx_extension, systems
 
 site_check = pytest.importorskip("minimal.site_check", reason="the site's checker needs beautifulsoup4")
 
@@ -153,12 +153,12 @@ def test_the_graph_puts_a_chapter_below_what_it_needs():
 
 def test_definitions_are_found_with_their_lines():
     text = "import x\n\n\ndef f():\n    pass\n\n\nclass C:\n    def test_y(self):\n        pass\n"
-    assert book.definitions(text) == {"f": 4, "C": 8, "C.test_y": 9}
+    assert sphinx_extension.definitions(text) == {"f": 4, "C": 8, "C.test_y": 9}
 
 
 def test_the_site_serves_its_own_mathematics(tmp_path):
     pytest.importorskip("mathjax")
-    book.copy_mathjax(tmp_path)
+    sphinx_extension.copy_mathjax(tmp_path)
     assert (tmp_path / "tex-svg.js").stat().st_size > 1_000_000
     assert "Apache License" in (tmp_path / "LICENSE").read_text()
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimal.nn.conv import ConvDecoder, ConvEncoder
+from minimal.tokenizers.checks import check_images
 
 
 class GridTokenizer(nn.Module):
@@ -58,11 +59,7 @@ class GridTokenizer(nn.Module):
 
     def latents(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to vectors (B, N, D) in raster order."""
-        if x.shape[1:] != self.image_shape:
-            shape = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"expected images of shape (B, {shape}), got {tuple(x.shape)}")
-        if not (x.abs() <= 1).all():  # NaN fails this comparison too
-            raise ValueError("expected pixels in [-1, 1] without NaN; rescale the images first")
+        check_images(x, self.image_shape)
         return self.encoder(F.pixel_unshuffle(x, self.patch)).flatten(2).mT
 
     def encode(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minimal.nn.module import arguments
+from minimal.tokenizers.checks import check_images
 
 
 class PixelTokenizer(nn.Module):
@@ -30,11 +31,7 @@ class PixelTokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N)."""
-        if x.shape[1:] != self.image_shape:
-            shape = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"expected images of shape (B, {shape}), got {tuple(x.shape)}")
-        if not (x.abs() <= 1).all():  # NaN fails this comparison too
-            raise ValueError("expected pixels in [-1, 1] without NaN; rescale the images first")
+        check_images(x, self.image_shape)
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, C, H, W) -> (B, N), colours side by side
         return ((x + 1) / 2 * (self.vocab_size - 1)).round().long()
 
