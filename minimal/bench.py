@@ -13,11 +13,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimal.ar.raster import RasterGPT
 from minimal.samplers.cached import sample_cached, sample_uncached
 from minimal.samplers.fast import FastRaster
+from minimal.tokenizers.fsq import FSQ
+from minimal.tokenizers.lfq import LFQ
+from minimal.tokenizers.residual import ResidualQuantizer
+from minimal.tokenizers.vq import VectorQuantizer
 
 JOBS: dict[str, Callable[[str], None]] = {}
 
@@ -217,3 +221,82 @@ def llama_peer(model: RasterGPT):
             layer.input_layernorm.weight.copy_(block.norm1.weight)
             layer.post_attention_layernorm.weight.copy_(block.norm2.weight)
     return peer
+
+
+# Quantizers: one step of training on 64 images of 256 tokens
+
+
+CODES, DIM, DEPTH = 1024, 64, 4
+
+
+def quantizers(device: str = "cpu", rounds: int = 7) -> None:
+    """Forward and backward of each quantizer against vector-quantize-pytorch, on the same vectors and codes.
+
+    The floor is the forward's matrix products: vectors times codes; for LFQ one half codebook's use times the other's.
+    """
+    if not importlib.util.find_spec("vector_quantize_pytorch"):
+        print("\nquantizers: no peer to measure against; pip install 'minimal[bench]'")
+        return
+    print(f"\n{'quantizers, 64 x 256 tokens':28s} ours, ms   peer, ms   x peer   target   of the floor   other tokens")
+    for title, (ours, peer, floor, target) in quantizer_pairs().items():
+        ours, peer, z = ours.to(device), peer.to(device), torch.randn(64, 256, ours.dim, device=device)
+        other = other_tokens(ours, peer, z)
+        cases = {"ours": partial(quantizer_step, ours, z), "peer": partial(quantizer_step, peer, z)}
+        if floor is not None:
+            cases["floor"] = partial(floor, z.flatten(0, 1))
+        seconds = race(cases, rounds if floor is not None else 30 * rounds, device)  # rounding takes a millisecond
+        ratio = seconds["peer"] / seconds["ours"]
+        share = f"{seconds['floor'] / seconds['ours']:.0%}" if floor is not None else "-"
+        print(
+            f"{title:28s} {seconds['ours'] * 1e3:8.1f}   {seconds['peer'] * 1e3:8.1f}   {ratio:6.1f}   {target:6.0f}   "
+            f"{share:>12s}   {other:12d}" + ("" if ratio >= target else "   below target")
+        )
+
+
+JOBS["quantizers"] = quantizers
+
+
+def quantizer_pairs() -> dict[str, tuple]:
+    """Ours, the peer with the same codes, the bare products, and the ratio we aim at."""
+    import vector_quantize_pytorch as peers
+
+    options = dict(decay=0.99, rotation_trick=False, commitment_weight=0.25)
+    vq, their_vq = VectorQuantizer(CODES, DIM), peers.VectorQuantize(DIM, CODES, **options)
+    residual = ResidualQuantizer(CODES, DIM, DEPTH)
+    their_residual = peers.ResidualVQ(dim=DIM, num_quantizers=DEPTH, codebook_size=CODES, **options)
+    for table, codes in zip([vq, *residual.tables], [their_vq.codebook, *their_residual.codebooks], strict=True):
+        table.start(codes.clone())
+    levels, bits = (8, 5, 5, 5), 10
+    their_lfq = peers.LFQ(dim=bits, codebook_size=2**bits, entropy_loss_weight=0.1, commitment_loss_weight=0.25)
+
+    def lookup(rows: Tensor, times: int = 1) -> None:
+        for _ in range(times):
+            for part in rows.split(512):
+                torch.mm(part, vq.codebook.mT)
+
+    def halves(rows: Tensor) -> None:
+        use = rows.new_zeros(len(rows), 2 ** (bits // 2))
+        torch.mm(use.mT, use)
+
+    return {
+        f"VQ, {CODES} codes of {DIM}": (vq, their_vq, lookup, 7),
+        f"residual VQ, {DEPTH} times": (residual, their_residual, partial(lookup, times=DEPTH), 7),
+        f"FSQ, levels {levels}": (FSQ(levels), peers.FSQ(list(levels)), None, 1),
+        f"LFQ, {bits} bits, entropy loss": (LFQ(bits), their_lfq, halves, 15),
+    }
+
+
+@torch.no_grad()
+def other_tokens(ours: nn.Module, peer: nn.Module, z: Tensor) -> int:
+    """How many of the peer's tokens differ from ours; near-ties may. Its depths are the last dimension."""
+    mine, theirs = ours.eval()(z)[1], peer.eval()(z)[1]
+    for quantizer in (ours, peer):
+        quantizer.train()
+    return int((mine != (theirs.mT.flatten(1) if theirs.ndim == 3 else theirs)).sum())
+
+
+def quantizer_step(quantizer: nn.Module, z: Tensor) -> None:
+    """Forward and backward; the peers return codes, indices and, with one exception, a loss. Codebooks move too."""
+    z = z.detach().requires_grad_()
+    q, _, *losses = quantizer(z)
+    (q.square().mean() + sum(loss.sum() for loss in losses)).backward()

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.data import load
+from minimal.data import Images, load
+from minimal.data.frozen import SPLITS
 from minimal.metrics import batched, label_accuracy
 from minimal.nn.conv import Downsample, ResBlock, norm
 from minimal.nn.module import arguments
@@ -107,18 +108,26 @@ RECIPES = {
 }
 
 
-def train_judge(
-    name: str,
+def train_judge(name: str, *, steps: int | None = None, **options) -> tuple[Judge, dict[str, float]]:
+    """Train the judge `name` of RECIPES; returns it with its accuracies on validation and test."""
+    recipe = RECIPES[name]
+    parts = (load(recipe.data, split, **recipe.options) for split in SPLITS)
+    return fit_judge(*parts, steps=steps or recipe.steps, desc=name, **options)
+
+
+def fit_judge(
+    train: Images,
+    validation: Images,
+    test: Images,
     *,
-    steps: int | None = None,
+    steps: int,
     seed: int = 0,
     device: str = "cpu",
     save_to: str | None = None,
+    desc: str = "judge",
     progress: bool = True,
 ) -> tuple[Judge, dict[str, float]]:
-    """Train the judge `name` of RECIPES; returns it with its accuracies on validation and test."""
-    recipe = RECIPES[name]
-    train, validation, test = (load(recipe.data, split, **recipe.options) for split in ("train", "validation", "test"))
+    """Train a judge of labelled images; returns it with its accuracies on validation and test."""
     torch.manual_seed(seed)
     judge = Judge(train.num_classes, channels=train.image_shape[0], image_size=train.image_shape[-1]).to(device)
 
@@ -133,13 +142,13 @@ def train_judge(
         judge,
         batch,
         adamw(judge, lr=3e-3, weight_decay=0.2),
-        steps=steps or recipe.steps,
+        steps=steps,
         seed=seed,
         ema=EMA(judge, 0.99),
         validate=nats,
         keep_best=False,
         save_to=save_to,
-        desc=name,
+        desc=desc,
         progress=progress,
     )
     parts = {"validation": validation, "test": test}

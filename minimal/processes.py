@@ -6,10 +6,12 @@ Every process holds the whole model and all random states. It draws the whole ba
 its gradients with the others' before they are clipped, so all weights stay equal. The run is that of a single process
 up to the order of summation, as long as the loss is a mean over the examples. Noise would break that (a process would
 draw the noise of its rows only), so within `whole_batch_noise` random numbers are drawn for the whole batch too.
+Validation chooses weights, so all do it alike; what is measured in the end concerns the first process only.
 
 Alone, every function here does nothing.
 """
 
+import functools
 import os
 from contextlib import contextmanager, nullcontext
 
@@ -47,20 +49,21 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def wait() -> None:
-    """Until all have come here."""
-    if count() > 1:
-        dist.barrier()
+def by_first(measure):
+    """Decorator for what one process measures for all; to the others it gives an empty dict at once."""
+    return functools.wraps(measure)(lambda *args, **kwargs: {} if rank() else measure(*args, **kwargs))
 
 
 def share(batch):
-    """This process's rows of a batch: a tensor, or a tuple of tensors."""
-    if count() == 1:
+    """This process's rows of a batch: a tensor, or a tuple of tensors. ValueError, in all processes, for NaN."""
+    if count() == 1 or batch is None:
         return batch
     if isinstance(batch, tuple):
         return tuple(share(part) for part in batch)
     if len(batch) % count():
         raise ValueError(f"{len(batch)} examples cannot be shared by {count()} processes; change the batch size")
+    if batch.is_floating_point() and not batch.isfinite().all():
+        raise ValueError("the batch has NaN or inf; look at the data")
     return batch.chunk(count())[rank()]
 
 
@@ -101,12 +104,24 @@ def whole_batch_noise(batch):
     return _WholeBatchNoise(len(batch[0] if isinstance(batch, tuple) else batch))
 
 
+@contextmanager
+def common_noise():
+    """Context, or decorator, for noise that belongs to no example: there all draw the same, whatever its shape."""
+    before, _WholeBatchNoise.paused = _WholeBatchNoise.paused, True
+    try:
+        yield
+    finally:
+        _WholeBatchNoise.paused = before
+
+
 class _WholeBatchNoise(TorchDispatchMode):
     """Sees every operator that PyTorch tags as random, and runs it on `count()` times as many rows.
 
     Works for what draws its rows independently of each other (normal and uniform noise, dropout, choices), wherever the
-    first dimension counts examples.
+    first dimension counts examples. Fused attention bears the tag for a dropout of its own, which we do not use.
     """
+
+    paused = False
 
     def __init__(self, rows: int):
         super().__init__()
@@ -114,9 +129,11 @@ class _WholeBatchNoise(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in operator.tags:
+        random = torch.Tag.nondeterministic_seeded in operator.tags and "attention" not in operator.name()
+        wide = [self.widen(x) for x in args] if random and not self.paused else args
+        if all(x is y for x, y in zip(wide, args, strict=True)):
             return operator(*args, **kwargs)
-        whole = operator(*map(self.widen, args), **kwargs)
+        whole = operator(*wide, **kwargs)
         if operator._schema.is_mutable:  # x.normal_() and the like
             return args[0].copy_(self.cut(whole))
         return tuple(map(self.cut, whole)) if isinstance(whole, tuple) else self.cut(whole)

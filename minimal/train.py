@@ -156,8 +156,9 @@ def fit(
     )
     if save_to is not None and Path(save_to).exists():
         run.restore(save_to)
-    processes.wait()  # nobody writes the file before all have looked for it
     history = run.history
+    if processes.average([history.steps], device) != [history.steps]:  # also waits: nobody writes before all have read
+        raise ValueError(f"not all processes find the same {save_to}; put it where all can read it, or delete it")
 
     root.train()
     started, shown = time.perf_counter() - history.seconds, {}

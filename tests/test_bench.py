@@ -40,3 +40,21 @@ def test_the_floor_multiplies_as_much_as_the_model_does():
 def test_an_unknown_job_is_a_clear_error():
     with pytest.raises(ValueError, match="decode"):
         bench.main("encode")
+
+
+def test_the_peers_with_our_codes_choose_our_tokens(monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    monkeypatch.setattr(bench, "CODES", 40)
+    monkeypatch.setattr(bench, "DIM", 6)
+    for title, (ours, peer, floor, _) in bench.quantizer_pairs().items():
+        z = torch.randn(2, 16, ours.dim)
+        assert bench.other_tokens(ours, peer, z) == 0, title
+        for quantizer in (ours, peer):
+            assert quantizer.training
+            bench.quantizer_step(quantizer, z)
+        if floor is not None:
+            floor(z.flatten(0, 1))
+    ours, peer = next(iter(bench.quantizer_pairs().values()))[:2]
+    ours.codebook = ours.codebook.roll(1, 0)
+    assert bench.other_tokens(ours, peer, torch.randn(2, 16, 6)) == 32

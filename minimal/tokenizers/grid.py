@@ -80,6 +80,8 @@ class GridTokenizer(nn.Module):
         """Tokens (B, N) to images (B, C, H, W). With `upto`, the cells behind show the mean of all codes."""
         q = self.embed(tokens)
         if upto is not None:
+            if not 0 <= upto <= self.length:
+                raise ValueError(f"upto counts tokens, 0 to {self.length}; got {upto}")
             q[:, upto:] = self.quantizer.mean_code()
         return self.paint(q)
 

@@ -1,18 +1,23 @@
 """VQ-VAE: an autoencoder whose latent vectors are words of a learned codebook (arXiv 1711.00937; id `vq-vae`).
 
-The encoder turns an image into a grid of vectors, each vector is replaced by the nearest of K codes, and the
-decoder paints the image from the codes. The image is thereby a sequence of small integers. Rounding has no
-gradient, so the decoder's is copied straight through to the encoder. The codebook is not trained by gradient but is
-a running k-means: each code follows the mean of the vectors it serves.
+The encoder turns an image into a grid of vectors, each vector is replaced by the nearest of K codes, and the decoder
+paints the image from the codes. So the image becomes a sequence of whole numbers below K. A lookup has no gradient, so
+the decoder's is handed to the encoder by one of the rules of gradients.py.
 
-    k = argmin_j |z − e_j|²,    q = e_k,    loss = |x − decode(z + sg(q − z))|² + β |z − sg(q)|²
-    N_j ← γ N_j + (1 − γ) n_j,    M_j ← γ M_j + (1 − γ) Σ_{k_i = j} z_i,    e_j = M_j / Ñ_j
+    k = argmin_j |z − e_j|²,    q = e_k,    loss = |x − decode(q)|² + β |z − sg(q)|²
 
-with n_j the number of vectors served in this batch, Ñ the counts N after Laplace smoothing (arXiv 1711.00937,
-appendix A; 1906.00446), and sg the stop-gradient. A code that serves nobody would stay where it is for ever: it is
-moved onto a vector of the batch.
+with sg the stop-gradient. The second term commits the encoder to its codes. The codes learn in one of three ways, a
+class for each:
 
-Shapes: images (B, C, H, W); latents z, q (B, N, D) with N = H/2ᵏ · W/2ᵏ cells; tokens long (B, N).
+    moving averages   N_j ← γ N_j + (1 − γ) n_j,    M_j ← γ M_j + (1 − γ) Σ_{k_i = j} z_i,    e_j = M_j / Ñ_j
+    gradient          loss + |sg(z) − q|²
+    cosine            the same on the unit sphere: z and all e_j have length one (ViT-VQGAN, arXiv 2110.04627)
+
+with n_j the number of vectors that code j serves in this batch and Ñ the counts N after Laplace smoothing (arXiv
+1711.00937, appendix A; 1906.00446). The first is a running k-means: each code follows the mean of its vectors. A code
+that serves nobody learns nothing; once its running count is below a limit, it is moved onto a vector of the batch.
+
+Shapes: vectors z and codes q (..., D); codebook (K, D); indices long (...). Images and grids: see grid.py.
 """
 
 import torch
@@ -21,14 +26,82 @@ from torch import Tensor, nn
 
 from minimal import processes
 from minimal.nn.module import arguments
+from minimal.tokenizers.checks import check_vectors
+from minimal.tokenizers.gradients import Estimator, estimator, nearest, straight_through
 from minimal.tokenizers.grid import GridTokenizer
 
 
-class VectorQuantizer(nn.Module):
-    """A codebook (K, D) learned by exponential moving averages.
+@processes.common_noise()
+@torch.no_grad()
+def kmeans(rows: Tensor, size: int, iterations: int = 10) -> Tensor:
+    """`size` codes at the means of the `rows` (M, D) that they serve, by Lloyd's algorithm from random rows."""
+    codes = rows[torch.randperm(len(rows))[torch.arange(size) % len(rows)].to(rows.device)].clone()
+    for _ in range(iterations):
+        counts, sums = served(rows, nearest(rows, codes), size)
+        codes = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes)
+    return codes
 
-    `decay` γ; `commitment_weight` β; `revive_below`: a code whose running count falls below it is moved (0 never
-    revives). The first training batch sets the codes by k-means when `kmeans_init` is on.
+
+def served(rows: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """How many of the `rows` (M, D) each code serves, (size,), and their sum, (size, D)."""
+    counts = torch.bincount(indices, minlength=size).to(rows.dtype)
+    return counts, rows.new_zeros(size, rows.shape[1]).index_add_(0, indices, rows)
+
+
+class Codebook(nn.Module):
+    """What all codebooks (K, D) share; subclasses hold the table `codebook`, and say how it learns.
+
+    `commitment_weight` β; `kmeans_init`: the first training batch sets the codes; `gradient`: an estimator or its name.
+    """
+
+    codebook: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        commitment_weight: float = 0.25,
+        kmeans_init: bool = True,
+        gradient: str | Estimator = "straight_through",
+    ):
+        super().__init__()
+        self.dim, self.vocab_size = dim, codebook_size
+        self.commitment_weight, self.estimator = commitment_weight, estimator(gradient)
+        self.register_buffer("ready", torch.tensor(not kmeans_init))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors (..., D) to: codes (..., D) with a gradient for `z`, indices (...), weighted loss."""
+        check_vectors(z, self.dim)
+        if self.training and not self.ready:
+            self.start(kmeans(processes.gathered(z.detach().reshape(-1, self.dim)), self.vocab_size))
+        choose = self.estimator if self.training else straight_through
+        q, indices = choose(z, self.codebook)
+        return q, indices, self.loss(z, self.codes(indices))
+
+    def loss(self, z: Tensor, q: Tensor) -> Tensor:
+        """Commitment of the vectors (..., D) to their codes (..., D)."""
+        return self.commitment_weight * F.mse_loss(z, q.detach())
+
+    def start(self, codes: Tensor) -> None:
+        """Take over these codes (K, D)."""
+        raise NotImplementedError
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Indices (...) of the codes nearest to `z` (..., D)."""
+        return nearest(z, self.codebook)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """Indices (...) to codes (..., D)."""
+        return self.codebook[indices]
+
+    def mean_code(self) -> Tensor:
+        return self.codebook.mean(0)
+
+
+class VectorQuantizer(Codebook):
+    """A codebook learned by exponential moving averages.
+
+    `decay` γ; `revive_below`: a code whose running count falls below it is moved (0 never revives).
     """
 
     def __init__(
@@ -40,55 +113,40 @@ class VectorQuantizer(nn.Module):
         revive_below: float = 1.0,
         kmeans_init: bool = True,
         eps: float = 1e-5,
+        gradient: str | Estimator = "straight_through",
     ):
-        super().__init__()
-        self.dim, self.vocab_size = dim, codebook_size
-        self.decay, self.commitment_weight, self.revive_below, self.eps = decay, commitment_weight, revive_below, eps
+        super().__init__(codebook_size, dim, commitment_weight, kmeans_init, gradient)
+        self.decay, self.revive_below, self.eps = decay, revive_below, eps
         self.register_buffer("codebook", torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", self.codebook.clone())
-        self.register_buffer("ready", torch.tensor(not kmeans_init))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (..., D) to: codes (..., D) with the gradient of `z`, indices (...), weighted commitment loss.
-
-        Learns in training mode.
-        """
-        rows = z.detach().reshape(-1, z.shape[-1])
-        if self.training and not self.ready:
-            self.kmeans(processes.gathered(rows))
-        indices = self.nearest(rows)
-        q = self.codebook[indices].view_as(z)  # before the update, which replaces the codebook
+        """As above; in training mode the codes move afterwards: what was looked up is what the loss sees."""
+        q, indices, loss = super().forward(z)
         if self.training:
-            self.update(processes.gathered(rows), processes.gathered(indices))
-        commitment_loss = self.commitment_weight * F.mse_loss(z, q)
-        return z + (q - z).detach(), indices.view(z.shape[:-1]), commitment_loss
+            rows = z.detach().reshape(-1, self.dim)
+            self.update(processes.gathered(rows), processes.gathered(indices.flatten()))
+        return q, indices, loss
 
     @torch.no_grad()
-    def nearest(self, rows: Tensor, chunk: int = 512) -> Tensor:
-        """Index (M,) of the code nearest to each of `rows` (M, D).
+    def start(self, codes: Tensor) -> None:
+        self.codebook, self.sums = codes, codes.clone()
+        self.counts, self.ready = torch.ones_like(self.counts), torch.ones_like(self.ready)
 
-        |z − e|² is smallest where z·e − |e|²/2 is largest: one product. Chunks keep its result in the processor's
-        cache.
-        """
-        half_norms = self.codebook.square().sum(-1) / -2
-        return torch.cat([torch.addmm(half_norms, part, self.codebook.mT).argmax(-1) for part in rows.split(chunk)])
+    def kmeans(self, rows: Tensor, iterations: int = 10) -> None:
+        """Start at the means of `rows` (M, D)."""
+        self.start(kmeans(rows, self.vocab_size, iterations))
 
-    def codes(self, indices: Tensor) -> Tensor:
-        """Indices (...) to codes (..., D)."""
-        return self.codebook[indices]
-
-    def mean_code(self) -> Tensor:
-        return self.codebook.mean(0)
-
+    @processes.common_noise()
     @torch.no_grad()
     def update(self, rows: Tensor, indices: Tensor) -> None:
         """One step of the moving averages, then revival of unused codes."""
-        K = len(self.codebook)
-        self.counts.lerp_(torch.bincount(indices, minlength=K).to(rows.dtype), 1 - self.decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices, rows), 1 - self.decay)
+        counts, sums = served(rows, indices, self.vocab_size)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
         total = self.counts.sum()
-        smoothed = (self.counts + self.eps) / (total + K * self.eps) * total
+        smoothed = (self.counts + self.eps) / (total + self.vocab_size * self.eps) * total
         self.codebook = self.sums / smoothed[:, None]
         dead = (self.counts < self.revive_below).nonzero().squeeze(-1)
         if len(dead):
@@ -96,18 +154,46 @@ class VectorQuantizer(nn.Module):
             self.codebook[dead], self.sums[dead] = drawn, drawn * self.revive_below
             self.counts[dead] = self.revive_below
 
+
+class GradientVectorQuantizer(Codebook):
+    """A codebook of parameters, drawn to the vectors that it serves by the second term of van den Oord's loss.
+
+    A code without vectors has no gradient, and nothing revives it.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, **options):
+        super().__init__(codebook_size, dim, **options)
+        self.weight = nn.Parameter(torch.randn(codebook_size, dim))
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.weight
+
     @torch.no_grad()
-    def kmeans(self, rows: Tensor, iterations: int = 10) -> None:
-        """Start the codes at the means of `rows` (M, D), by Lloyd's algorithm from random rows."""
-        K = len(self.codebook)
-        self.codebook = rows[torch.randperm(len(rows))[torch.arange(K) % len(rows)].to(rows.device)].clone()
-        for _ in range(iterations):
-            indices = self.nearest(rows)
-            counts = torch.bincount(indices, minlength=K)[:, None]
-            means = torch.zeros_like(self.codebook).index_add_(0, indices, rows) / counts.clamp(min=1)
-            self.codebook = torch.where(counts > 0, means, self.codebook)
-        self.counts, self.sums = torch.ones_like(self.counts), self.codebook.clone()
+    def start(self, codes: Tensor) -> None:
+        self.weight.copy_(codes)
         self.ready = torch.ones_like(self.ready)
+
+    def loss(self, z: Tensor, q: Tensor) -> Tensor:
+        return super().loss(z, q) + F.mse_loss(q, z.detach())
+
+
+class CosineVectorQuantizer(GradientVectorQuantizer):
+    """Codes and vectors on the unit sphere, where the nearest code is the one at the smallest angle (2110.04627).
+
+    Length carries no information, so no code is out of reach for being too long or too short.
+    """
+
+    @property
+    def codebook(self) -> Tensor:
+        return F.normalize(self.weight, dim=-1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        check_vectors(z, self.dim)
+        return super().forward(F.normalize(z, dim=-1))
+
+    def nearest(self, z: Tensor) -> Tensor:
+        return super().nearest(F.normalize(z, dim=-1))
 
 
 class VQTokenizer(GridTokenizer):

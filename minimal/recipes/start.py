@@ -1,19 +1,14 @@
-"""Recipes: named functions that build data, model and schedule, and train a checkpoint that the course ships.
-
-    minimal train digits_ar        or        recipes.run("digits_ar", steps=200)
-
-A recipe returns the trained module and what was measured on it. Weights are chosen on the validation split; the test
-split is opened once, at the end. The course's live training calls the same bodies with fewer steps.
+"""Recipes of Part 0: the models of the tour, on the digits. The course's live training calls the same bodies with fewer
+steps.
 """
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minimal import checkpoints, judge, processes
+from minimal import checkpoints, processes
 from minimal.ar.raster import RasterGPT
 from minimal.data import Images, load
 from minimal.data.augment import random_shift
@@ -26,27 +21,6 @@ from minimal.tokenizers.vq import VQTokenizer
 from minimal.train import EMA, adamw, fit
 
 Trained = tuple[nn.Module, dict[str, float]]
-
-
-def run(name: str, out: str | None = None, steps: int | None = None, seed: int = 0, device: str = "cpu") -> Path:
-    """Train recipe `name` and save its checkpoint to `out`, by default among the shipped ones.
-
-    Continues a killed run.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; there are: {', '.join(names())}")
-    path = Path(out) if out else checkpoints.folder() / f"{name}.safetensors"
-    state = path.with_suffix(".training")
-    options = {} if steps is None else {"steps": steps}
-    module, metrics = RECIPES[name](seed=seed, device=device, save_to=state, **options)
-    if processes.rank() == 0:
-        checkpoints.save(module, path, recipe=name, metrics=metrics)
-        state.unlink(missing_ok=True)
-    return path
-
-
-def names() -> list[str]:
-    return list(RECIPES)
 
 
 # Autoregressive models over tokens
@@ -97,6 +71,7 @@ def logprob(model: nn.Module, tokens: Tensor, labels: Tensor | None, batch_size:
     return torch.cat([model.logprob(part, cond) for part, cond in parts])
 
 
+@processes.by_first
 @torch.inference_mode()
 def bits(
     model: nn.Module, encode: Callable[[Tensor], Tensor], images: Images, dims: int, labelled: bool = True
@@ -184,13 +159,19 @@ def digits_vq(steps: int = 3000, seed: int = 0, **options) -> Trained:
     torch.manual_seed(seed)
     tokenizer = VQTokenizer(digits("train").image_shape, codebook_size=128, decay=0.98)
     fit_vq(tokenizer, digits, steps=steps, seed=seed, desc="VQ-VAE", **options)
+    return tokenizer, reconstruction(tokenizer)
+
+
+@processes.by_first
+def reconstruction(tokenizer: VQTokenizer) -> dict[str, float]:
+    """Mean PSNR of the digits, and the share of codes that they use."""
     metrics = {}
     for split in ("validation", "test"):
         images = digits(split).images.to(tokenizer.quantizer.codebook.device)
         tokens = tokenizer.encode(images)
         metrics[f"{split}_psnr"] = psnr(tokenizer.decode(tokens).clamp(-1, 1), images).mean().item()
         metrics[f"{split}_codes_used"] = codebook_usage(tokens, tokenizer.vocab_size)
-    return tokenizer, metrics
+    return metrics
 
 
 def code_gpt(tokenizer: VQTokenizer, num_classes: int, dropout: float = 0.2) -> RasterGPT:
@@ -204,11 +185,17 @@ def digits_vq_prior(steps: int = 1500, seed: int = 0, **options) -> Trained:
     tokenizer = checkpoints.load("digits_vq")
     model = code_gpt(tokenizer, digits("train").num_classes)
     fit_tokens(model, tokenizer.encode, digits, steps=steps, seed=seed, desc="transformer over codes", **options)
+    return model, nats(model, tokenizer)
+
+
+@processes.by_first
+def nats(model: RasterGPT, tokenizer: VQTokenizer) -> dict[str, float]:
+    """Negative log-likelihood of the codes of a digit."""
     device, metrics = model.head.weight.device, {}
     for split in ("validation", "test"):
         images, labels = digits(split).images, digits(split).labels.to(device)
         metrics[f"{split}_nats_per_image"] = -model.logprob(tokenizer.encode(images).to(device), labels).mean().item()
-    return model, metrics
+    return metrics
 
 
 # Flows
@@ -267,6 +254,7 @@ def digits_mean_flow(steps: int = 3000, seed: int = 0, **options) -> Trained:
     }
 
 
+@processes.by_first
 def judged(model: nn.Module, sampler: Callable, num_steps: int, n: int = 1000) -> dict[str, float]:
     """Label accuracy of `n` samples, as many of each class, and their Fréchet distance to all validation images."""
     judge, device = checkpoints.load("judge_digits"), next(model.parameters()).device
@@ -292,16 +280,6 @@ def tour_networks(data: Callable[[str], Images], seed: int = 0, device: str = "c
     return {"codes": codes, "code_tokenizer": tokenizer, "flow": flow, "mean_flow": mean_flow}
 
 
-# All of them
-
-
-def judge_recipe(name: str) -> Callable[..., Trained]:
-    def train(steps: int | None = None, **options) -> Trained:
-        return judge.train_judge(name, steps=steps, **options)
-
-    return train
-
-
 RECIPES: dict[str, Callable[..., Trained]] = {
     "digits_ar": digits_ar,
     "digits_draft": digits_draft,
@@ -309,5 +287,4 @@ RECIPES: dict[str, Callable[..., Trained]] = {
     "digits_vq_prior": digits_vq_prior,
     "digits_flow": digits_flow,
     "digits_mean_flow": digits_mean_flow,
-    **{name: judge_recipe(name) for name in judge.RECIPES},
 }
