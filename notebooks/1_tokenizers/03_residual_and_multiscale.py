@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from minimal import checkpoints, data, viz
 from minimal.metrics import codebook_usage, perplexity, psnr
 from minimal.tokenizers.gradients import nearest
-from minimal.tokenizers.multiscale import MultiScaleQuantizer
+from minimal.tokenizers.multiscale import MultiScaleQuantizer, MultiScaleTokenizer
 from minimal.tokenizers.residual import ResidualQuantizer, ResidualTokenizer
-from minimal.tokenizers.vq import VectorQuantizer, kmeans
+from minimal.tokenizers.vq import kmeans
+from minimal.train import adamw, fit
 
 viz.style()
 torch.set_num_threads(1)
@@ -44,7 +45,8 @@ torch.set_num_threads(1)
 
 # %% mystnb={"figure": {"caption": "The same scenes from one, two, three and four words per cell, out of tables of five words each. The first word knows a few colours; each later one corrects what the words before it left.", "name": "fig-1-03-depths"}, "image": {"alt": "Seven synthetic scenes with coloured shapes. From row to row, blotchy colours and rough edges become clean; the fourth row is close to the originals in the last row."}} tags=["hide-input"]
 residual = checkpoints.load("shapes_residual")
-train, validation = (data.load("shapes", split, version="scene") for split in ("train", "validation"))
+train = data.load("shapes", "train", version="scene")
+validation = data.load("shapes", "validation", version="scene")
 scenes = validation.images[[1, 4, 8, 12, 13, 16, 25]]
 with torch.inference_mode():
     tokens = residual.encode(scenes)
@@ -65,7 +67,8 @@ for z in (12.0, 9.0, 16.0):
     left = z - tens[k1]
     k2 = int((left - corrections).abs().argmin())
     lost = left - corrections[k2]
-    print(f"{z:2.0f} is {tens[k1]:2.0f} and {corrections[k2]:2.0f}: tokens {k1}, {k2}; lost {lost:2.0f}")
+    said = f"{tens[k1]:2.0f} and {corrections[k2]:2.0f}"
+    print(f"{z:2.0f} is {said}: tokens {k1}, {k2}; lost {lost:2.0f}")
 
 # %% [markdown]
 # Six rows stand in the tables, and nine numbers can be said. In general, with $z$ a vector of shape $(D,)$, tables $e^{(j)}$ of shape $(K, D)$ and
@@ -85,7 +88,7 @@ points = torch.stack((angle.cos(), angle.sin()), dim=1) * radius  # (1500, 2), a
 
 
 def fitted(rows, size):
-    """The best of five tables (size, D), and the index of the nearest row of it for each of `rows`."""
+    """The best of five tables (size, D), and the index of its nearest row for each row."""
     torch.manual_seed(0)
     tables = [kmeans(rows, size, iterations=50) for _ in range(5)]
     table = min(tables, key=lambda t: (rows - t[nearest(rows, t)]).square().sum())
@@ -97,7 +100,7 @@ left = points - table1[index1]
 table2, index2 = fitted(left, 4)
 sums = (table1[:, None] + table2).flatten(0, 1)  # all 16 that can be said
 
-# %% mystnb={"figure": {"caption": "Left: four words for a ring. Middle: what they leave over, moved to the origin; the second table of four words lies among it. Right: the 16 sums. The same stencil is stamped around each first word, so half of the sums lie where no data is.", "name": "fig-1-03-ring"}, "image": {"alt": "Three scatter plots. A ring of points split into four coloured arcs with a cross in each; the four arcs moved on top of each other at the origin, with four plus signs; the ring again with sixteen plus signs, four around each arc, many of them inside or outside the ring."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Left: four words for a ring. Middle: what they leave over, moved to the origin; the second table of four words lies among it. Right: the 16 sums. The same stencil is stamped around each first word, so many of the sums lie where no data is.", "name": "fig-1-03-ring"}, "image": {"alt": "Three scatter plots. A ring of points split into four coloured arcs with a cross in each; the four arcs moved on top of each other at the origin, with four plus signs; the ring again with sixteen plus signs, four around each arc, many of them inside or outside the ring."}} tags=["hide-input"]
 panels = plt.subplots(1, 3, figsize=(8.6, 3.1), sharex=True, sharey=True)[1]
 for k in range(4):
     for ax, rows in zip(panels, (points, left, points)):
@@ -168,9 +171,10 @@ viz.curves(by_bits, xlabel="bits per patch", ylabel="dB (held-out patches)", ax=
 viz.curves(by_rows, xlabel="rows stored", ylabel="", xscale="log", ax=panels[1]);
 
 # %%
-print(f"8 bits : one table of 256 rows {flat[256]:.1f} dB, 2 tables of 16 rows {stacks[16][1]:.1f} dB")
-print(f"64 rows: one table of 64 rows {flat[64]:.1f} dB, 4 tables of 16 rows {stacks[16][3]:.1f} dB")
-assert flat[256] > stacks[16][1] + 1 and stacks[16][3] > flat[64] + 1
+two, four = stacks[16][1], stacks[16][3]
+print(f"8 bits : one table of 256 rows {flat[256]:.1f} dB, 2 tables of 16 rows {two:.1f} dB")
+print(f"64 rows: one table of 64 rows {flat[64]:.1f} dB, 4 tables of 16 rows {four:.1f} dB")
+assert flat[256] > two + 1 and four > flat[64] + 1
 
 # %% [markdown]
 # ## The whole quantizer
@@ -193,9 +197,9 @@ with torch.inference_mode():
     z = residual.latents(scenes)  # (7, 64, 8)
     tables = [table.codebook for table in residual.quantizer.tables]
     mine, sums = residual_quantize(z.flatten(0, 1), tables)  # (448, 4)
-    packaged = residual.encode(scenes)  # (7, 256): level 1 of all cells, level 2 of all cells ...
+    packaged = residual.encode(scenes)  # (7, 256): level 1 of all cells, then level 2 ...
 assert torch.equal(mine.view(7, 64, 4).mT.flatten(1), packaged)
-print("per cell", mine.view(7, 64, 4)[0, 27].tolist(), " levels", residual.levels.unique().tolist())
+print("one cell:", mine.view(7, 64, 4)[0, 27].tolist())
 print(inspect.getsource(ResidualQuantizer.quantize))
 
 # %% [markdown]
@@ -214,28 +218,35 @@ print(inspect.getsource(ResidualQuantizer.quantize))
 # tokenizers of real digits, trained live, 32 words a level:
 
 # %%
-from minimal.train import adamw, fit
-
 digits, unseen = data.load("digits", "train").images, data.load("digits", "validation").images
+
+
+def on_digits(tokenizer):
+    """Train it for 200 steps; unseen digits from its first level, its first two, and so on."""
+    sizes = dict(steps=200, batch_size=64, desc=type(tokenizer).__name__)
+    fit(tokenizer, (digits,), adamw(tokenizer, 3e-3), **sizes)
+    with torch.inference_mode():
+        tokens = tokenizer.encode(unseen)
+        depths = range(1, tokenizer.quantizer.depth + 1)
+        return [tokenizer.decode(tokens, upto=j).clamp(-1, 1) for j in depths]
+
+
+frame = dict(widths=(16, 32), decay=0.95)
 errors, pictures = {}, {}
 for name, dropout in {"whole": 0.0, "random depth": 1.0}.items():
     torch.manual_seed(0)
-    sizes = dict(codebook_size=32, depth=4, widths=(16, 32), decay=0.95)
-    tokenizer = ResidualTokenizer(dropout=dropout, **sizes)
-    fit(tokenizer, (digits,), adamw(tokenizer, 3e-3), steps=250, batch_size=64, desc=name)
-    with torch.inference_mode():
-        tokens = tokenizer.encode(unseen)
-        shown = [tokenizer.decode(tokens, upto=j).clamp(-1, 1) for j in (1, 2, 3, 4)]
+    shown = on_digits(ResidualTokenizer(codebook_size=32, depth=4, dropout=dropout, **frame))
     errors[name] = [(x - unseen).square().mean().item() for x in shown]
-    pictures[name] = torch.cat([x[:8] for x in shown])
+    pictures[name] = shown[0][:8]
 
 # %% mystnb={"figure": {"caption": "Trained to be shown whole, and trained at random depth: the second is better at one level and worse at four.", "name": "fig-1-03-dropout"}, "image": {"alt": "Left: error on a logarithmic axis against the number of levels shown, two falling lines that cross between two and three levels. Right: eight digits painted from one level by both tokenizers, above the originals."}} tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(9.4, 2.5), width_ratios=(1, 1.9))
 depths = [1, 2, 3, 4]
 lines = {name: (depths, values) for name, values in errors.items()}
-viz.curves(lines, xlabel="levels shown", ylabel="mean squared error", yscale="log", ax=panels[0])
+labels = dict(xlabel="levels shown", ylabel="mean squared error")
+viz.curves(lines, **labels, yscale="log", ax=panels[0])
 panels[0].set(xticks=depths, xlim=(0.8, 5.6))
-rows = torch.cat([pictures["whole"][:8], pictures["random depth"][:8], unseen[:8]])
+rows = torch.cat([*pictures.values(), unseen[:8]])
 names = ["whole", "random depth", "original"]
 viz.image_grid(rows, ncol=8, row_labels=names, ax=panels[1])
 panels[1].set_title("painted from one level");
@@ -268,7 +279,7 @@ for values in errors.values():
 
 # %%
 def pyramid(f, codebook, convolutions, scales):
-    """Latents f (B, D, 8, 8): one token map (B, p, p) per scale, and the sum f_hat after each."""
+    """Latents f (B, D, 8, 8): a token map (B, p, p) per scale, and the sum f_hat after each."""
     f_hat, maps, sums = torch.zeros_like(f), [], []
     for p, conv in zip(scales, convolutions):
         small = F.interpolate(f - f_hat, (p, p), mode="area")  # (B, D, p, p)
@@ -296,7 +307,7 @@ print(inspect.getsource(MultiScaleQuantizer.down) + inspect.getsource(MultiScale
 # %% [markdown]
 # One scene as the generator will have to write it, and what can be seen after each map:
 
-# %% mystnb={"figure": {"caption": "Above: the token maps of one scene, 1 + 4 + 16 + 64 tokens of one vocabulary. Below: what the decoder paints once a map has been added to those before it.", "name": "fig-1-03-maps"}, "image": {"alt": "Four square maps of numbered cells, with 1, 4, 16 and 64 cells, above four pictures of a scene: a plain ground, vague patches of colour, blurred blobs, and the sharp scene, beside the original."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Above: the token maps of one scene, 1 + 4 + 16 + 64 tokens of one vocabulary. Below: what the decoder paints once a map has been added to those before it.", "name": "fig-1-03-maps"}, "image": {"alt": "Four square maps of numbered cells, with 1, 4, 16 and 64 cells, above four pictures of a scene: two plain grounds, a faint scene with one green blob, and the sharp scene, beside the original."}} tags=["hide-input"]
 panels = plt.subplots(2, 5, figsize=(9.4, 4))[1]
 with torch.inference_mode():
     previews = [multiscale.decode(packaged, upto=k) for k in (1, 2, 3, 4)]
@@ -310,7 +321,7 @@ viz.image_grid(scenes[2:3], ncol=1, ax=panels[1, 4])
 panels[1, 4].set_title("original")
 panels[0, 4].set_axis_off();
 
-# %% mystnb={"figure": {"caption": "Previews: every prefix of the pyramid is a picture.", "name": "fig-1-03-previews"}, "image": {"alt": "Seven scenes in five rows. After one token only the ground; after five a haze of colours; after 21 blurred shapes; after 85 the scenes, nearly as in the last row, the originals."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Previews: every prefix of the pyramid is a picture. One and five tokens show a ground, 21 a few blobs; nearly everything comes with the last map.", "name": "fig-1-03-previews"}, "image": {"alt": "Seven scenes in five rows. After one token and after five only plain pale grounds; after 21 a few blurred blobs in the right colours; after 85 the scenes, nearly as in the last row, the originals."}} tags=["hide-input"]
 counts = [1, 5, 21, 85]
 labels = [f"{n} token{'s' * (n > 1)}" for n in counts] + ["original"]
 viz.image_grid(torch.cat([*previews, scenes]), ncol=7, row_labels=labels);
@@ -327,8 +338,10 @@ with torch.inference_mode():
     decoded = [multiscale.paint(total).clamp(-1, 1) for total in sums]
 spread = (f - f.mean((0, 1))).square().mean()
 db = [psnr(x, real).mean().item() for x in decoded]
+nothing = psnr(train.images.mean(0).expand_as(real), real).mean().item()
 use = []
 print("scale  tokens  codes in use  perplexity  latent explained     dB")
+print(f"the mean picture of the training set{nothing:28.1f}")
 for k, p in enumerate(quantizer.scales):
     mine = tokens[:, multiscale.levels == k]
     use.append(codebook_usage(mine, multiscale.vocab_size))
@@ -338,12 +351,44 @@ for k, p in enumerate(quantizer.scales):
         f"{perplexity(mine, multiscale.vocab_size):12.1f}{explained:18.0%}{db[k]:7.1f}"
     )
 assert codebook_usage(tokens, multiscale.vocab_size) >= 0.9
-assert all(after > before for before, after in zip(db, db[1:]))
+assert abs(db[1] - nothing) < 1.5 and db[2] > db[1] + 1 and db[3] > db[2] + 10
+
+# %% [markdown]
+# ## Would dropout mend the previews?
+#
+# All scales speak, and each explains more of the latent. Yet in pixels one token or five are worse than none: 14.9 dB, where the mean picture has 15.7. The first 21
+# reach 17.2, and the last 64 bring 16 more. No wonder: this decoder never saw a sum of fewer than four maps. Let us do as before, and show it, for half of the images,
+# the sum after a random scale. Two pyramids of digits, 1 + 4 + 16 tokens out of 64 words, trained live and alike:
+
+# %%
+drawn, levels_db = {}, {}
+print("                1 token   5 tokens  21 tokens   words in use at scales 1, 2, 4")
+for name, dropout in {"whole": 0.0, "half cut off": 0.5}.items():
+    torch.manual_seed(0)
+    small = MultiScaleTokenizer(codebook_size=64, scales=(1, 2, 4), dropout=dropout, **frame)
+    drawn[name] = on_digits(small)
+    levels_db[name] = [psnr(x, unseen).mean().item() for x in drawn[name]]
+    with torch.inference_mode():
+        words = [len(part.unique()) for part in small.quantizer.split(small.encode(unseen))]
+    row = "".join(f"{value:8.1f} dB" for value in levels_db[name])
+    print(f"{name:12s}{row}{words[0]:8d}{words[1]:4d}{words[2]:4d}")
+gain = [b - a for a, b in zip(levels_db["whole"], levels_db["half cut off"])]
+assert gain[1] > 1.5 and gain[2] < -1.5
+
+# %% mystnb={"figure": {"caption": "Digits from 1, 5 and 21 tokens, without and with quantizer dropout. With it, five tokens are a blurred digit; without it, a grey cloud.", "name": "fig-1-03-cut"}, "image": {"alt": "Seven rows of eight digits. Without dropout the first two rows are almost the same grey smudge everywhere and the third shows sharp digits. With dropout the first row shows smudges that differ, the second blurred digits, the third digits a little softer than before. The last row shows the originals."}} tags=["hide-input"]
+rows = torch.cat([x[:8] for part in drawn.values() for x in part] + [unseen[:8]])
+labels = [f"{name}, {n}" for name in drawn for n in (1, 5, 21)] + ["original"]
+viz.image_grid(rows, ncol=8, row_labels=labels);
+
+# %% [markdown]
+# It would, and the price is high: the five-token preview gains 3.1 dB, and the whole picture loses 2.7. The words change too: without dropout one word
+# serves as the first token of all digits. For a generator that always writes all maps, the whole picture counts,
+# so our pyramid is trained without. ImageFolder cuts off one image in ten, as a compromise.
 
 # %% [markdown]
 # ## Which tokens carry the colour?
 #
-# By decibels the first five tokens are worth next to nothing. Let us ask differently. Take pictures with a *single* object on one of six grounds, and
+# By decibels the first five tokens of our pyramid are worth less than nothing. Is nothing in them? Let us ask differently. Take pictures with a *single* object on one of six grounds, and
 # let a linear probe guess from a few tokens what is in the picture: the five coarsest; five of the finest, from the middle, where the object is;
 # and the first five tokens that a raster generator would write with the flat tokenizer of chapter 01.
 
@@ -384,19 +429,23 @@ results = {
 print(f"{'':28s}colour (of 4)   ground (of 6)   shape (of 4)")
 for name, row in results.items():
     print(f"{name:28s}{row['colour']:13.2f}{row['background']:16.2f}{row['shape']:15.2f}")
-gist = results["pyramid, the first 5"]
-assert gist["colour"] > 0.8
-assert gist["background"] > results["pyramid, 5 of the last map"]["background"] + 0.2
-assert gist["shape"] < results["pyramid, 5 of the last map"]["shape"]
+gist, fine, corner = list(results.values())[1:]
+assert gist["colour"] > fine["colour"] + 0.15 and gist["colour"] > corner["colour"] + 0.05
+assert gist["background"] > fine["background"] + 0.3 and fine["shape"] > gist["shape"] + 0.1
+assert corner["background"] > gist["background"] + 0.1
 
 # %% [markdown]
-# This is the surprise of the chapter. Five tokens that are hardly worth a decibel settle the colour of the object and the ground. Five fine ones see the
-# outline better and know little of the rest; and a raster generator, five tokens in, has written a strip of sky. Pixel error is blind to what
-# the coarse scales carry: a decision on *what*, before *where exactly*.
+# This is the surprise of the chapter. Five tokens that paint worse than a mean picture name the colour of the object in four pictures of five, more often than five fine
+# tokens from the middle, where it is. The fine ones see the outline better, and know nothing of the ground (one in six is chance). So the knowledge is there; the decoder does not
+# show it, because nobody taught it to. The error of a preview measures a habit of the decoder, not what the tokens know.
+#
+# The last row keeps us honest. Five flat tokens from the top row, which is mostly ground, know the ground better than the gist does, and the colour of
+# the object far better than chance. A token is no peephole: the convolutions of the encoder reach some 16 pixels beyond the cell, and its
+# group normalisation sees the whole picture. That coarse tokens carry the gist, and others do not, is a matter of degree.
 #
 # ## What it does not buy
 #
-# Now the honest part. The same frame, the same schedule, three ways to spend tokens on the same 500 scenes:
+# Does an order from coarse to fine make better pictures? The same frame, the same schedule, three ways to spend tokens on the same 500 scenes:
 
 # %%
 table = {"flat VQ": (vq, None), "pyramid": (multiscale, None)}
@@ -412,15 +461,19 @@ for name, (tokenizer, upto) in table.items():
     words = tokenizer.vocab_size
     bits, stored = length * math.log2(words), words * (upto or 1)
     print(f"{name:20s}{length:7d}{bits:7.0f}{stored:7d}{quality[name]:7.1f}")
-assert quality["flat VQ"] > quality["pyramid"]
+assert quality["flat VQ"] > max(quality["pyramid"], quality["residual, 4 levels"]) + 1
 
 # %% [markdown]
-# to be written
+# It does not. The flat codebook is best, with fewer tokens and fewer bits than the pyramid, which spends 21 of its 85 tokens on maps that add little to the picture. The stack of
+# four words has exactly the bits of the flat codebook, and stores 20 rows instead of 625; it pays for that with 2.6 dB. (Part of
+# that may be the price of the dropout that it was trained with, for the picture at the beginning.)
 #
-# %% [markdown]
+# What these codes buy is *order*. A stack can be cut off at any level. A pyramid lets a generator begin with the gist, and write all tokens of a map at
+# once: four steps instead of 64. What that is worth, and what it costs, Part 2 will measure.
+#
 # ## What the generator will read
 #
-# A generator of Part 2 writes map after map, and all tokens of a map at once: four forwards instead of 64. What does it read before it writes map $k + 1$? Not
+# A generator of Part 2 writes map after map, and all tokens of a map at once. What does it read before it writes map $k + 1$? Not
 # the codes of map $k$, which mean little without those before them, but the sum so far, $\hat f_k$, shrunk to the size of the map that it must write. In training all
 # tokens are known, so all inputs come at once (*teacher forcing*); when sampling they come one by one, from tokens just drawn. Both must agree to the last bit:
 
@@ -457,13 +510,13 @@ for row, i in enumerate((1, 2, 4)):
     stages += [coloured(f_hat[i : i + 1]), scenes[i : i + 1]]
     for ax, x in zip(panels[row], stages):
         viz.image_grid(x, ncol=1, ax=ax)
-titles = ["read for 1 x 1:", "for 2 x 2", "for 4 x 4", "for 8 x 8", "all maps", "scene"]
-for ax, title in zip(panels[0], titles):
-    ax.set_title(title)
 for ax in panels[:, 0]:
     ax.clear()
     viz.bare(ax)
     ax.text(0.5, 0.5, "a label", ha="center", va="center", transform=ax.transAxes)
+titles = ["read for 1 x 1", "for 2 x 2", "for 4 x 4", "for 8 x 8", "all maps", "scene"]
+for ax, title in zip(panels[0], titles):
+    ax.set_title(title)
 
 # %% [markdown]
 # ## Exercise 1: greedy is not best (★, 10 minutes)
@@ -473,7 +526,7 @@ for ax in panels[:, 0]:
 
 # %% tags=["exercise"]
 def best_pair(z, table1, table2):
-    """z (M, D), tables (K, D): the pairs of indices (M, 2) whose sums of rows are nearest to z."""
+    """z (M, D), tables (K, D): pairs of indices (M, 2) whose sums of rows are nearest to z."""
     return None  # your code
 
 # %% tags=["exercise-check"]
@@ -529,7 +582,7 @@ else:
 
 # %% tags=["exercise"]
 def straight_through(z, codes):
-    """z (M, D), codes a list of (M, D), one per level: their sum, whose gradient reaches z once."""
+    """z (M, D), codes (M, D) of each level: their sum, whose gradient reaches z once."""
     return None  # your code
 
 # %% tags=["exercise-check"]
@@ -539,7 +592,8 @@ answer = straight_through(z_, codes_)
 if answer is None:
     print("Hint: z plus something that has the right value and no gradient.")
 else:
-    assert torch.allclose(answer, torch.tensor(0.875)), "the value should be the sum of the codes"
+    right = torch.allclose(answer, torch.tensor(0.875))
+    assert right, "the value should be the sum of the codes"
     assert answer.requires_grad, "no gradient reaches z"
     answer.sum().backward()
     times = z_.grad.mean().item()
@@ -584,7 +638,7 @@ else:
 
 # %% tags=["exercise"]
 def next_inputs(sums, scales):
-    """sums: f_hat (B, D, 8, 8) after each scale. Inputs for scales 2, 3, ..., a list of (B, D, p, p)."""
+    """f_hat (B, D, 8, 8) after each scale: inputs for scales 2, 3, ..., (B, D, p, p) each."""
     return None  # your code
 
 # %% tags=["exercise-check"]
@@ -595,12 +649,14 @@ if answer is None:
     print("Hint: the input of scale 2 has 2 x 2 cells. Which sum is known when it is written?")
 else:
     shapes = [tuple(x.shape[2:]) for x in answer]
-    assert shapes == [(2, 2), (4, 4), (8, 8)], f"expected maps of 2, 4 and 8 cells a side: {shapes}"
+    expected = [(2, 2), (4, 4), (8, 8)]
+    assert shapes == expected, f"expected maps of 2, 4 and 8 cells a side, got {shapes}"
     leak = (answer[0] - F.interpolate(sums_[1], (2, 2), mode="area")).abs().max() < 1e-6
     assert not leak, "scale 2 reads the sum that holds its own tokens: it would copy the answer"
     for k, x in enumerate(answer):
         expected = F.interpolate(sums_[k], x.shape[2:], mode="area")
-        assert torch.allclose(x, expected, atol=1e-6), f"scale {k + 2} reads the mean of sum {k + 1}"
+        same = torch.allclose(x, expected, atol=1e-6)
+        assert same, f"scale {k + 2} reads sum {k + 1}, shrunk by averaging"
     print("Right: each scale reads the sum of those before it, at its own size.")
 
 # %% [markdown] tags=["exercise-solution"]
@@ -635,7 +691,7 @@ else:
 # * Quantize, subtract, quantize the rest: $JK$ rows say $K^J$ things. That saves rows, not bits.
 # * Any first few levels are a description; quantizer dropout teaches the decoder to paint from them, at a price for the whole.
 # * A pyramid is the same loop with few tokens at first: shrink the leftover before the lookup, enlarge the codes after it.
-# * Coarse tokens carry what pixel error hardly sees: the colour and the ground, before the outline.
+# * Coarse tokens know the colour before the outline, even where a decoder that never saw them alone shows nothing of it.
 # * A generator reads the sum so far at the size of the map that it writes next. Training and sampling must build it alike, to the bit.
 #
 # ## Where this stands
