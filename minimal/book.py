@@ -186,7 +186,10 @@ def map_row(s: systems.System) -> str:
 
 
 def graph(all_chapters: list[Chapter]) -> str:
-    """The chapters as a graph from top to bottom: a row holds what needs only the rows above it. And as a list."""
+    """The chapters as a graph from top to bottom: a row holds what needs only the rows above it. And as a list.
+
+    Three boxes are as wide as a page: more of them go on in the next row.
+    """
     rows: list[list[Chapter]] = []
     row_of = {}
     for chapter in all_chapters:
@@ -194,6 +197,7 @@ def graph(all_chapters: list[Chapter]) -> str:
         if row == len(rows):
             rows.append([])
         rows[row].append(chapter)
+    rows = [row[i : i + 3] for row in rows for i in range(0, len(row), 3)]
     wide, high, gap_x, gap_y = 200, 58, 24, 52
     width = max(map(len, rows)) * (wide + gap_x) + gap_x
     place = {}

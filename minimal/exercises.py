@@ -37,6 +37,7 @@ import io
 import re
 from dataclasses import dataclass
 
+import torch
 from nbformat import NotebookNode
 
 FOLD = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
@@ -91,10 +92,11 @@ def folds(text: str, where: str) -> tuple[str, str, str]:
 def attempt(exercise: Exercise, answer: str) -> str:
     """Run setup, `answer` and the check in a fresh namespace; returns what the check printed, raises what it raised."""
     namespace = {"__name__": "__main__"}
-    for source in (*exercise.setup, answer):
-        exec(compile(source, exercise.title, "exec"), namespace)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(exercise.check, exercise.title, "exec"), namespace)
+    with torch.enable_grad():  # restored afterwards, whatever a setup does to gradients
+        for source in (*exercise.setup, answer):
+            exec(compile(source, exercise.title, "exec"), namespace)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(exercise.check, exercise.title, "exec"), namespace)
     return printed.getvalue().strip()
 
 

@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from minimal import exercises, notebooks
 from minimal.notebooks import problems, read_script, sync, to_script
@@ -276,6 +277,13 @@ def test_an_exercise_in_another_format_is_refused(old, new, said):
 def test_only_setup_cells_run_before_an_exercise():
     slow = SCRIPT.replace("print(sum(numbers))", "raise RuntimeError('a long training')")
     assert exercises.report(only_exercise(slow)) == []
+
+
+def test_a_setup_that_switches_gradients_off_does_so_for_its_exercise_only():
+    setup = '# %% tags=["exercise-setup"]\n'
+    assert setup in SCRIPT
+    switched = SCRIPT.replace(setup, setup + "import torch\n\ntorch.set_grad_enabled(False)\n", 1)
+    assert exercises.report(only_exercise(switched)) == [] and torch.is_grad_enabled()
 
 
 # The tests of notebooks

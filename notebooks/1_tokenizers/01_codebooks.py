@@ -165,7 +165,7 @@ assert sum(gain[:3]) / 3 > 4 and sum(gain[-3:]) / 3 < 3.2
 # becomes a running mean. Each code keeps a running count $N_j$ of the vectors that it serves and a running sum $M_j$ of them. With $n_j$ and
 # $s_j$ the count and the sum in this batch, and $\gamma$ a little below one,
 #
-# $$N_j \leftarrow \gamma N_j + (1 - \gamma)\, n_j, \qquad M_j \leftarrow \gamma M_j + (1 - \gamma)\, s_j, \qquad e_j = M_j / \tilde N_j,$$
+# $$\begin{gathered} N_j \leftarrow \gamma N_j + (1 - \gamma)\, n_j, \\ M_j \leftarrow \gamma M_j + (1 - \gamma)\, s_j, \qquad e_j = M_j / \tilde N_j, \end{gathered}$$
 #
 # where $\tilde N_j = (N_j + \varepsilon)\, \frac{\sum N}{\sum N + K \varepsilon}$ keeps a code without customers from dividing by zero. A dozen lines; then the
 # package's `VectorQuantizer`, which must agree after fifty batches:
@@ -325,7 +325,7 @@ assert torch.allclose(gradients.straight_through(z, codes)[0], out)
 # $\lambda = |q| / |z|$ and the rotation $R$ that turns the direction $u$ of $z$ into the direction $v$ of $q$. Hold $\lambda$ and $R$ fixed and differentiate
 # this product instead:
 #
-# $$R = I - 2 w w^\top + 2 v u^\top, \quad w = \frac{u + v}{|u + v|}, \qquad \frac{\partial q}{\partial z} = \lambda R, \qquad g \mapsto \lambda R^\top g$$
+# $$\begin{gathered} R = I - 2 w w^\top + 2 v u^\top, \quad w = \frac{u + v}{|u + v|}, \\ \frac{\partial q}{\partial z} = \lambda R, \qquad g \mapsto \lambda R^\top g \end{gathered}$$
 #
 # (Two reflections, first along $w$, then along $v$, make this rotation.) What reaches $z$ stands at the same angle to $z$ as $g$ does to $q$.
 # Check all of it on numbers:

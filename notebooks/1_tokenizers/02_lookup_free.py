@@ -73,7 +73,7 @@ axes[3].add_patch(plt.Circle((0, 0), 1, fill=False, color=viz.INK, lw=0.8));
 # Take a vector of few coordinates. Squash each into a range, round it to one of $L_j$ levels, and call the combination a code. With
 # $z, y, k, q$ of shape $(\dots, d)$ and one level count $L_j$ per coordinate,
 #
-# $$y_j = h_j \tanh z_j, \qquad k_j = \mathrm{round}(y_j), \qquad q_j = k_j \,/\, \lfloor L_j / 2 \rfloor, \qquad h_j = (L_j - 1)/2$$
+# $$\begin{gathered} y_j = h_j \tanh z_j, \qquad k_j = \mathrm{round}(y_j), \\ q_j = k_j \,/\, \lfloor L_j / 2 \rfloor, \qquad h_j = (L_j - 1)/2 \end{gathered}$$
 #
 # Numbers small enough to read: levels $(5, 3)$, so that the first coordinate rounds to $-2 \dots 2$ and the second to $-1 \dots 1$.
 
@@ -355,7 +355,7 @@ assert rows["LFQ, held loosely"][2] > rows["LFQ"][2] + 0.7
 #
 # So usage must be *asked for*. Make the choice of a code soft, with a sharpness $\tau$, so that it has a gradient:
 #
-# $$p(c \mid z) \propto e^{-\tau\, |z - c|^2}, \qquad \text{loss} = w \Big( \underbrace{\mathbb{E}_z\, H(p(\cdot \mid z))}_{\text{each sample: certain}} - \gamma\, \underbrace{H(\mathbb{E}_z\, p(\cdot \mid z))}_{\text{all together: diverse}} \Big)$$
+# $$\begin{gathered} p(c \mid z) \propto e^{-\tau\, |z - c|^2}, \\ \text{loss} = w \Big( \underbrace{\mathbb{E}_z\, H(p(\cdot \mid z))}_{\text{each sample: certain}} - \gamma\, \underbrace{H(\mathbb{E}_z\, p(\cdot \mid z))}_{\text{all together: diverse}} \Big) \end{gathered}$$
 #
 # Both at once is what a good code does: every sample knows its code, and all codes get their turn.
 
@@ -380,7 +380,7 @@ assert rows["LFQ, asked gently"][2] > rows["LFQ, asked hard"][2] + 0.1
 # so $p$ is a product over coordinates, and each factor is a logistic function. The entropy of independent bits is the sum of their
 # entropies, each $H_2(p) = -p \ln p - (1 - p) \ln (1 - p)$:
 #
-# $$p(c \mid z) = \prod_{j=1}^{b} \sigma(4 \tau z_j c_j) \qquad\Longrightarrow\qquad H(p(\cdot \mid z)) = \sum_{j=1}^{b} H_2(\sigma(4 \tau z_j))$$
+# $$\begin{gathered} p(c \mid z) = \prod_{j=1}^{b} \sigma(4 \tau z_j c_j) \\ \Longrightarrow\quad H(p(\cdot \mid z)) = \sum_{j=1}^{b} H_2(\sigma(4 \tau z_j)) \end{gathered}$$
 
 # %%
 tau = 0.5
@@ -483,7 +483,7 @@ assert bound > 1.5 * exact
 # LFQ rounds a vector that may be anywhere, so its error has no limit. Scale the vector to length one first, and take the corners of the
 # cube whose corners touch the sphere:
 #
-# $$u = z / |z|, \qquad q = \mathrm{sign}(u)/\sqrt b, \qquad |u - q|^2 = 2 - \frac{2}{\sqrt b}\,|u|_1 \;\le\; 2 - \frac{2}{\sqrt b}$$
+# $$\begin{gathered} u = z / |z|, \qquad q = \mathrm{sign}(u)/\sqrt b, \\ |u - q|^2 = 2 - \frac{2}{\sqrt b}\,|u|_1 \;\le\; 2 - \frac{2}{\sqrt b} \end{gathered}$$
 #
 # For a vector of length one, $|u|_1$ is at least 1, and it is 1 only on an axis: hence the bound. It is reached by nobody. In many
 # dimensions a typical vector is nearly as long in every coordinate, and the error gathers around $2 - 2\sqrt{2/\pi} \approx 0.40$.

@@ -74,7 +74,7 @@ for z in (12.0, 9.0, 16.0):
 # Six rows stand in the tables, and nine numbers can be said. In general, with $z$ a vector of shape $(D,)$, tables $e^{(j)}$ of shape $(K, D)$ and
 # depth $J$:
 #
-# $$r_0 = z, \qquad k_j = \arg\min_i |r_{j-1} - e^{(j)}_i|, \qquad r_j = r_{j-1} - e^{(j)}_{k_j}, \qquad \hat z_j = \sum_{i \le j} e^{(i)}_{k_i}$$
+# $$\begin{gathered} r_0 = z, \qquad k_j = \arg\min_i |r_{j-1} - e^{(j)}_i|, \\ r_j = r_{j-1} - e^{(j)}_{k_j}, \qquad \hat z_j = \sum_{i \le j} e^{(i)}_{k_i} \end{gathered}$$
 #
 # $JK$ rows describe $K^J$ vectors in $J \log_2 K$ bits. Each token refines the sum of those before, so we may stop after any of them.
 #
@@ -272,7 +272,7 @@ for values in errors.values():
 # 2 × 2, then 4 × 4, and only the last 8 × 8: this is the tokenizer of VAR. Only two lines of the loop change. Before the lookup, what is left over is shrunk
 # to $p_k \times p_k$ cells by averaging; after it, the codes are enlarged to the full grid, and a small convolution $\varphi_k$ mends what enlarging smeared:
 #
-# $$i_k = \mathrm{nearest}\big(\mathrm{area}(f - \hat f_{k-1},\, p_k)\big), \qquad \hat f_k = \hat f_{k-1} + \varphi_k\big(\mathrm{bicubic}(e_{i_k},\, 8)\big), \qquad \varphi(h) = \tfrac12 h + \tfrac12\, \mathrm{conv}_{3 \times 3}(h)$$
+# $$\begin{gathered} i_k = \mathrm{nearest}\big(\mathrm{area}(f - \hat f_{k-1},\, p_k)\big), \\ \hat f_k = \hat f_{k-1} + \varphi_k\big(\mathrm{bicubic}(e_{i_k},\, 8)\big), \qquad \varphi(h) = \tfrac12 h + \tfrac12\, \mathrm{conv}_{3 \times 3}(h) \end{gathered}$$
 #
 # with $f$ the latent, $(D, 8, 8)$. All scales share one codebook. The leftover is always kept at full resolution, so no scale has to be right: what one smears, the next
 # one sees.

@@ -111,7 +111,7 @@ for ax, (name, copy) in zip(axes, copies.items()):
 # A code of few bits says "there is an edge somewhere in this stretch". Nine places are equally plausible. What should the decoder
 # paint? Whatever the code, the decoder paints one thing $\hat x$, and its squared error is
 #
-# $$\mathbb E\,|x - \hat x|^2 = \underbrace{\mathbb E\,|x - \bar x|^2}_{\text{not the decoder's fault}} + |\bar x - \hat x|^2, \qquad \bar x = \mathbb E\,[x \mid \text{code}]$$
+# $$\begin{gathered} \mathbb E\,|x - \hat x|^2 = \underbrace{\mathbb E\,|x - \bar x|^2}_{\text{not the decoder's fault}} + |\bar x - \hat x|^2, \\ \bar x = \mathbb E\,[x \mid \text{code}] \end{gathered}$$
 #
 # The best it can do is $\bar x$, the mean: a ramp, though no edge in the data is a ramp. If it painted one of the plausible edges
 # instead, drawn at random, then $\hat x$ would be as far from $\bar x$ as $x$ is, and the error exactly **twice** the least one.
@@ -361,7 +361,7 @@ assert window == 18
 # Its logits should exceed $1$ on real images and fall below $-1$ on painted ones; what is beyond that is ignored (the **hinge**).
 # The tokenizer wants the logits of its paintings up, without a hinge:
 #
-# $$L_D = \tfrac12\big[\operatorname{mean} \max(0,\, 1 - D(x)) + \operatorname{mean} \max(0,\, 1 + D(\hat x))\big], \qquad L_{\text{adv}} = -\operatorname{mean} D(\hat x)$$
+# $$\begin{gathered} L_D = \tfrac12\big[\operatorname{mean} \max(0,\, 1 - D(x)) + \operatorname{mean} \max(0,\, 1 + D(\hat x))\big], \\ L_{\text{adv}} = -\operatorname{mean} D(\hat x) \end{gathered}$$
 #
 # The hinge keeps a discriminator from running away. Once it is right by a margin it stops learning, and waits for the tokenizer.
 
@@ -378,7 +378,7 @@ print(inspect.getsource(discriminator_loss))
 # The logits have no unit. A discriminator whose last layer doubles would push twice as hard. VQGAN weighs its push by a number
 # $\lambda$ that makes the two gradients equally long at one place, the last layer $W$ of the decoder:
 #
-# $$L = L_{\text{rec}} + w_a\,\lambda\,L_{\text{adv}} + L_{\text{vq}}, \qquad L_{\text{rec}} = |x - \hat x|^2 + w_p\,P(x, \hat x), \qquad \lambda = \frac{|\nabla_W L_{\text{rec}}|}{|\nabla_W L_{\text{adv}}| + 10^{-4}}$$
+# $$\begin{gathered} L = L_{\text{rec}} + w_a\,\lambda\,L_{\text{adv}} + L_{\text{vq}}, \qquad L_{\text{rec}} = |x - \hat x|^2 + w_p\,P(x, \hat x), \\ \lambda = \frac{|\nabla_W L_{\text{rec}}|}{|\nabla_W L_{\text{adv}}| + 10^{-4}} \end{gathered}$$
 
 # %%
 tokenizer = checkpoints.load("low_rate_mse")  # 4 x 4 tokens of 16: see below

@@ -57,7 +57,7 @@ viz.image_grid(torch.cat(rows), ncol=10, row_labels=names);
 # A transformer does not care how many vectors it is given. So put $N$ learned vectors, the **queries**, beside the $n$ patches of the image, run both
 # through the encoder, keep what became of the queries and throw the patches away (TiTok):
 #
-# $$z = \text{read}\big(\text{encoder}[\,\text{patches } (n, W);\ \text{queries } (N, W)\,]\big) \in \mathbb{R}^{N \times D}, \qquad q = \text{quantize}(z)$$
+# $$\begin{gathered} z = \text{read}\big(\text{encoder}[\,\text{patches } (n, W);\ \text{queries } (N, W)\,]\big) \in \mathbb{R}^{N \times D}, \\ q = \text{quantize}(z) \end{gathered}$$
 #
 # The decoder does the same backwards: codes and $n$ blank patches go in, the patches come out as pixels. Nothing ties token 5 to
 # a corner of the image. What ties it is what the query learned to ask for.

@@ -187,7 +187,7 @@ viz.image_grid(torch.cat([x[8:14] for x in spoilt.values()]), ncol=6, row_labels
 # since (`words_reader`), looks at one cell at a time. It cannot guess from the neighbours, and there is nothing to guess, as our strings
 # have no meaning. What it reads is compared with what was *drawn*. How many edits lead from one string to the other?
 #
-# $$d_{i,j} = \min \begin{cases} d_{i-1,j} + 1 & \text{leave out } a_i \\ d_{i,j-1} + 1 & \text{put in } b_j \\ d_{i-1,j-1} + [a_i \ne b_j] & \text{replace} \end{cases} \qquad \text{CER} = \frac{\sum \text{edits}}{\sum \text{length}}$$
+# $$\begin{gathered} d_{i,j} = \min \begin{cases} d_{i-1,j} + 1 & \text{leave out } a_i \\ d_{i,j-1} + 1 & \text{put in } b_j \\ d_{i-1,j-1} + [a_i \ne b_j] & \text{replace} \end{cases} \\ \text{CER} = \frac{\sum \text{edits}}{\sum \text{length}} \end{gathered}$$
 
 # %%
 def edits(a, b):
