@@ -121,6 +121,7 @@ def fit_judge(
     test: Images,
     *,
     steps: int,
+    width: int = 32,
     seed: int = 0,
     device: str = "cpu",
     save_to: str | None = None,
@@ -129,7 +130,8 @@ def fit_judge(
 ) -> tuple[Judge, dict[str, float]]:
     """Train a judge of labelled images; returns it with its accuracies on validation and test."""
     torch.manual_seed(seed)
-    judge = Judge(train.num_classes, channels=train.image_shape[0], image_size=train.image_shape[-1]).to(device)
+    channels, _, image_size = train.image_shape
+    judge = Judge(train.num_classes, channels, image_size, width).to(device)
 
     def batch(batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(train), (batch_size,), generator=generator)

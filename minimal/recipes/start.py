@@ -14,7 +14,8 @@ from minimal.data import Images, load
 from minimal.data.augment import random_shift
 from minimal.flows.flow_matching import FlowMatching
 from minimal.flows.mean_flow import MeanFlow
-from minimal.metrics import batched, bits_per_dim, codebook_usage, frechet_distance, label_accuracy, psnr
+from minimal.metrics import batched, bits_per_dim, frechet_distance, label_accuracy
+from minimal.recipes.tokenizers import measured
 from minimal.samplers.flow import sample_flow, sample_flow_map
 from minimal.tokenizers.pixels import PixelTokenizer
 from minimal.tokenizers.vq import VQTokenizer
@@ -131,7 +132,7 @@ def train_pixels(size: dict, seed: int = 0, **options) -> Trained:
 def fit_vq(
     tokenizer: VQTokenizer, data: Callable[[str], Images], *, steps: int, seed: int = 0, device: str = "cpu", **options
 ):
-    """Train a tokenizer on shifted images; keep the averaged weights with the lowest validation error."""
+    """Train a tokenizer on shifted images; keep the weights with the lowest validation error."""
     train, held_out = data("train"), data("validation").images.to(device)
     tokenizer.to(device)
 
@@ -159,19 +160,7 @@ def digits_vq(steps: int = 3000, seed: int = 0, **options) -> Trained:
     torch.manual_seed(seed)
     tokenizer = VQTokenizer(digits("train").image_shape, codebook_size=128, decay=0.98)
     fit_vq(tokenizer, digits, steps=steps, seed=seed, desc="VQ-VAE", **options)
-    return tokenizer, reconstruction(tokenizer)
-
-
-@processes.by_first
-def reconstruction(tokenizer: VQTokenizer) -> dict[str, float]:
-    """Mean PSNR of the digits, and the share of codes that they use."""
-    metrics = {}
-    for split in ("validation", "test"):
-        images = digits(split).images.to(tokenizer.quantizer.codebook.device)
-        tokens = tokenizer.encode(images)
-        metrics[f"{split}_psnr"] = psnr(tokenizer.decode(tokens).clamp(-1, 1), images).mean().item()
-        metrics[f"{split}_codes_used"] = codebook_usage(tokens, tokenizer.vocab_size)
-    return metrics
+    return tokenizer, measured(tokenizer, digits)
 
 
 def code_gpt(tokenizer: VQTokenizer, num_classes: int, dropout: float = 0.2) -> RasterGPT:

@@ -12,6 +12,7 @@ from torch import nn
 from minimal import checkpoints, judge, processes
 from minimal.data import Images, load, words
 from minimal.data.frozen import SPLITS
+from minimal.measure import decoded
 from minimal.metrics import batched, codebook_usage, frechet_distance, label_accuracy, perplexity, psnr
 from minimal.tokenizers.adversarial import AdversarialStep, PatchDiscriminator
 from minimal.tokenizers.bsq import BSQTokenizer
@@ -47,14 +48,17 @@ def fit_tokenizer(
     device: str = "cpu",
     **options,
 ):
-    """Train on the images of `data`; keep the averaged weights with the lowest validation error."""
+    """Train on the images of `data`; keep the averaged weights with the lowest validation error.
+
+    Real-numbered tokens get unit variance over these images in the end.
+    """
     train, held_out = data("train").images.to(device), data("validation").images[:500].to(device)
     tokenizer.to(device)
 
     def error(step: int) -> float:
         return (tokenizer.decode(tokenizer.encode(held_out)) - held_out).square().mean().item()
 
-    return fit(
+    history = fit(
         tokenizer,
         (train,),
         adamw(tokenizer, lr),
@@ -66,6 +70,9 @@ def fit_tokenizer(
         validate_every=min(250, steps),
         **options,
     )
+    if isinstance(tokenizer, KLTokenizer):
+        tokenizer.calibrate(train)
+    return history
 
 
 @processes.by_first
@@ -75,9 +82,8 @@ def measured(tokenizer: nn.Module, data: Callable[[str], Images] = scenes) -> di
     metrics = {}
     for split in ("validation", "test"):
         images = data(split).images.to(next(tokenizer.parameters()).device)
-        tokens = torch.cat([tokenizer.encode(part) for part in images.split(250)])
-        shown = torch.cat([tokenizer.decode(part) for part in tokens.split(250)])
-        metrics[f"{split}_psnr"] = psnr(shown.clamp(-1, 1), images).mean().item()
+        tokens = batched(tokenizer.encode, images, 250)
+        metrics[f"{split}_psnr"] = psnr(decoded(tokenizer, tokens), images).mean().item()
         if tokenizer.vocab_size is not None:
             metrics[f"{split}_codes_used"] = codebook_usage(tokens, tokenizer.vocab_size)
     return metrics
@@ -105,8 +111,7 @@ def kl_of_scenes(weight: float) -> Callable[..., Trained]:
         torch.manual_seed(seed)
         tokenizer = KLTokenizer(**FRAME, dim=4, weight=weight)
         fit_tokenizer(tokenizer, seed=seed, desc="KLTokenizer", keep_best=False, **options)
-        train, held_out = (scenes(split).images.to(tokenizer.levels.device) for split in ("train", "validation"))
-        tokenizer.calibrate(train)
+        held_out = scenes("validation").images.to(tokenizer.levels.device)
         nats = batched(lambda x: tokenizer.posterior(x).kl().flatten(1).sum(1), held_out).mean().item()
         return tokenizer, measured(tokenizer) | {"validation_kl_nats": nats}
 
@@ -129,8 +134,6 @@ def of_mixture(build: Callable[..., nn.Module], **arguments) -> Callable[..., Tr
         torch.manual_seed(seed)
         tokenizer = build(**FRAME, **arguments)
         fit_tokenizer(tokenizer, mixture, steps=steps, seed=seed, desc=build.__name__, **options)
-        if build is KLTokenizer:
-            tokenizer.calibrate(mixture("train").images.to(tokenizer.levels.device))
         return tokenizer, measured(tokenizer, mixture)
 
     return recipe
@@ -150,20 +153,10 @@ def singles(split: str) -> Images:
     return load("shapes", split, version="single")
 
 
-def perceptual_shapes(steps: int = 300, seed: int = 0, device: str = "cpu", **options) -> Trained:
+def perceptual_shapes(steps: int = 300, seed: int = 0, **options) -> Trained:
     """The network inside the perceptual loss. It is not the judge: half as wide, and from another seed."""
-    train, *held_out = (singles(split) for split in SPLITS)
-    torch.manual_seed(seed + 1)
-    network = judge.Judge(train.num_classes, channels=3, image_size=32, width=16).to(device)
-
-    def batch(batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(len(train), (batch_size,), generator=generator)
-        return judge.jittered(train.images[rows], generator).to(device), train.labels[rows].to(device)
-
-    optimizer, ema = adamw(network, 3e-3, weight_decay=0.2), EMA(network, 0.99)
-    fit(network, batch, optimizer, steps=steps, seed=seed + 1, ema=ema, desc="perceptual network", **options)
-    accuracies = (label_accuracy(network, part.images.to(device), part.labels.to(device)) for part in held_out)
-    return network, dict(zip(("validation_accuracy", "test_accuracy"), accuracies))
+    parts, desc = (singles(split) for split in SPLITS), "perceptual network"
+    return judge.fit_judge(*parts, steps=steps, width=16, seed=seed + 1, desc=desc, **options)
 
 
 def of_losses(perceptual_weight: float = 0.0, adversarial_weight: float = 0.0) -> Callable[..., Trained]:
@@ -208,7 +201,7 @@ def as_seen(tokenizer: nn.Module) -> dict[str, float]:
     seer, metrics = checkpoints.load("judge_shapes", device), {}
     for split in ("validation", "test"):
         images, labels = (x.to(device) for x in (singles(split).images, singles(split).labels))
-        painted = batched(lambda x: tokenizer.decode(tokenizer.encode(x)).clamp(-1, 1), images)
+        painted = decoded(tokenizer, batched(tokenizer.encode, images, 250))
         metrics[f"{split}_frechet"] = frechet_distance(batched(seer.features, painted), batched(seer.features, images))
         metrics[f"{split}_accuracy"] = label_accuracy(seer, painted, labels)
         metrics[f"{split}_sharpness"] = sharpness(painted, images)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minimal.processes import gathered
 from minimal.tokenizers.checks import check_indices, check_vectors
+from minimal.tokenizers.gradients import copied
 from minimal.tokenizers.grid import GridTokenizer
 from minimal.tokenizers.vq import VectorQuantizer
 
@@ -122,7 +123,7 @@ class ResidualQuantizer(nn.Module):
         check_vectors(z, self.dim)
         indices, sums = self.quantize(z.detach(), learn=self.training)
         shown = self.drop(sums) if self.training and self.dropout else sums[-1]
-        return z + (shown - z).detach(), torch.cat(indices, dim=1), self.loss(z, sums)
+        return copied(z, shown), torch.cat(indices, dim=1), self.loss(z, sums)
 
     def loss(self, z: Tensor, sums: list[Tensor]) -> Tensor:
         """The commitment of `z` to its sums, averaged over levels."""

@@ -73,7 +73,7 @@ class Codebook(nn.Module):
         """Vectors (..., D) to: codes (..., D) with a gradient for `z`, indices (...), weighted loss."""
         check_vectors(z, self.dim)
         if self.training and not self.ready:
-            self.start(kmeans(processes.gathered(z.detach().reshape(-1, self.dim)), self.vocab_size))
+            self.kmeans(processes.gathered(z.detach().reshape(-1, self.dim)))
         choose = self.estimator if self.training else straight_through
         q, indices = choose(z, self.codebook)
         return q, indices, self.loss(z, self.codes(indices))
@@ -85,6 +85,10 @@ class Codebook(nn.Module):
     def start(self, codes: Tensor) -> None:
         """Take over these codes (K, D)."""
         raise NotImplementedError
+
+    def kmeans(self, rows: Tensor, iterations: int = 10) -> None:
+        """Start at the means of `rows` (M, D)."""
+        self.start(kmeans(rows, self.vocab_size, iterations))
 
     def nearest(self, z: Tensor) -> Tensor:
         """Indices (...) of the codes nearest to `z` (..., D)."""
@@ -133,10 +137,6 @@ class VectorQuantizer(Codebook):
     def start(self, codes: Tensor) -> None:
         self.codebook, self.sums = codes, codes.clone()
         self.counts, self.ready = torch.ones_like(self.counts), torch.ones_like(self.ready)
-
-    def kmeans(self, rows: Tensor, iterations: int = 10) -> None:
-        """Start at the means of `rows` (M, D)."""
-        self.start(kmeans(rows, self.vocab_size, iterations))
 
     @processes.common_noise()
     @torch.no_grad()
