@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minimal.ar.raster import RasterGPT
+from minimal.bench_scale import next_scale
 from minimal.samplers.cached import sample_cached, sample_uncached
 from minimal.samplers.fast import FastRaster
 from minimal.tokenizers.fsq import FSQ
@@ -221,6 +222,9 @@ def llama_peer(model: RasterGPT):
             layer.input_layernorm.weight.copy_(block.norm1.weight)
             layer.post_attention_layernorm.weight.copy_(block.norm2.weight)
     return peer
+
+
+JOBS["next_scale"] = partial(next_scale, race)
 
 
 # Quantizers: one step of training on 64 images of 256 tokens

@@ -58,3 +58,34 @@ def test_the_peers_with_our_codes_choose_our_tokens(monkeypatch):
     ours, peer = next(iter(bench.quantizer_pairs().values()))[:2]
     ours.codebook = ours.codebook.roll(1, 0)
     assert bench.other_tokens(ours, peer, torch.randn(2, 16, 6)) == 32
+
+
+def test_floors_of_generation_multiply_as_much_as_the_fast_forms_do(monkeypatch):
+    from minimal import bench_scale
+    from minimal.samplers.trace import multiply_adds
+
+    monkeypatch.setattr(bench_scale, "SIZE", dict(dim=32, layers=2, heads=2))
+    monkeypatch.setattr(bench_scale, "SCALES", (1, 2, 4))
+    monkeypatch.setattr(bench_scale, "CODES", 200)
+    monkeypatch.setattr(bench_scale, "TILE", 100)  # attention head by head, as on the large maps
+    for title, cases in bench_scale.jobs(2).items():
+        count = {name: multiply_adds(case) for name, case in cases.items()}
+        fast, floor = count["fast"], count["floor: bare products"]
+        assert 0.8 * fast < floor <= fast, title  # f̂ and the labels are left out
+        assert count["uncached"] > count["plain, cached"] >= fast
+        drawn = [case().tokens for name, case in cases.items() if not name.startswith("floor")]
+        assert all(len(tokens) == 2 for tokens in drawn)
+
+
+def test_the_job_prints_shares_of_the_floor(capsys, monkeypatch):
+    from minimal import bench_scale
+
+    monkeypatch.setattr(bench_scale, "jobs", lambda batch, device: {"raster": dict.fromkeys(CASES, lambda: None)})
+    bench_scale.next_scale(lambda cases, rounds, device: {name: CASES[name] for name in cases})
+    lines = capsys.readouterr().out.splitlines()
+    assert "fast against uncached: 8.0 x" in lines and sum("raster, batch" in line for line in lines) == 2
+    fast = next(line for line in lines if line.startswith("fast "))
+    assert fast.split()[1:] == ["2000.0", "2.00", "50%"]
+
+
+CASES = {"uncached": 16.0, "plain, cached": 4.0, "fast": 2.0, "floor: bare products": 1.0}

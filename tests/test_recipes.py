@@ -28,7 +28,7 @@ def test_an_unknown_recipe_is_a_clear_error():
 @pytest.mark.parametrize("name", checkpoints.names())
 def test_a_shipped_checkpoint_is_small_and_names_its_recipe(name):
     path, header = checkpoints.locate(name), checkpoints.header(name)
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 2_100_000  # a million bytes as a rule; the generators of Part 2 have a million weights
     assert header["recipe"] == name and name in recipes.names()
     assert header["metrics"]
     assert all(parameter.isfinite().all() for parameter in checkpoints.load(name).parameters())

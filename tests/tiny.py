@@ -9,6 +9,7 @@ from minimal.nn.blocks import Block
 from minimal.nn.cache import KVCache
 from minimal.nn.masks import not_after
 from minimal.nn.rope import rotary
+from minimal.nn.token_model import TokenModel
 
 
 def seeded(seed):
@@ -61,13 +62,11 @@ class Stack(nn.Module):
         return kind(2, batch, attention.kv_heads, capacity, 4, dtype=attention.out.weight.dtype, **options)
 
 
-class Markov(nn.Module):
+class Markov(TokenModel):
     """A chain with the face of a token model: logits (C + 1, V + 1, V) by class, then by what stands before.
 
     Row 0 starts the chain, row 1 + v follows token v; the last class is the null class. Caches only count positions.
     """
-
-    check = RasterGPT.check
 
     def __init__(self, table, length):
         super().__init__()

@@ -50,6 +50,21 @@ class Modulation(nn.Module):
         return self.linear(nn.functional.silu(c)).chunk(self.chunks, dim=-1)
 
 
+class Offset(nn.Module):
+    """What one block adds to modulations (..., chunks · D) that all blocks share: 1 / depth of the weights of adaLN.
+
+    For networks whose condition is the same in every block (VAR's largest model, 2404.02905). Starts at zero.
+    """
+
+    def __init__(self, width: int, chunks: int = 6):
+        super().__init__()
+        self.chunks = chunks
+        self.offset = nn.Parameter(torch.zeros(chunks * width))
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        return (c + self.offset).chunk(self.chunks, dim=-1)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.adaln import Modulation, modulate
+from minimal.nn.adaln import Modulation, Offset, modulate
 from minimal.nn.attention import Attention
 from minimal.nn.cache import KVCache
 
@@ -32,6 +32,7 @@ class Block(nn.Module):
     """`hidden` defaults to 8/3 of `dim` in steps of 32: as many weights as a plain feed-forward four times as wide.
 
     With `cond_dim` every call needs `cond` (B, 1, cond_dim) or (B, n, cond_dim), and the block starts as the identity.
+    With `shared`, `cond` holds the modulations of all blocks, (B, 1, 6 dim), and this one only adds its offset.
     """
 
     def __init__(
@@ -42,14 +43,19 @@ class Block(nn.Module):
         hidden: int | None = None,
         dropout: float = 0.0,
         cond_dim: int | None = None,
+        shared: bool = False,
     ):
         super().__init__()
-        self.norm1 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=cond_dim is None)
+        modulated = shared or cond_dim is not None
+        self.norm1 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=not modulated)
         self.attention = Attention(dim, heads, kv_heads)
-        self.norm2 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=cond_dim is None)
+        self.norm2 = nn.RMSNorm(dim, eps=1e-5, elementwise_affine=not modulated)
         self.feed_forward = SwiGLU(dim, hidden or max(32, 32 * round(8 * dim / 3 / 32)))
         self.dropout = nn.Dropout(dropout)
-        self.modulation = None if cond_dim is None else Modulation(cond_dim, dim, chunks=6)
+        if shared:
+            self.modulation = Offset(dim)
+        else:
+            self.modulation = None if cond_dim is None else Modulation(cond_dim, dim, chunks=6)
 
     def forward(
         self,

@@ -20,20 +20,32 @@ from torch import Tensor
 
 
 class KVCache:
-    """Static buffers, one length. `dense`: every slot that it returns holds a key, all before the last query."""
+    """Static buffers, one length. `dense`: every slot that it returns holds a key, all before the last query.
+
+    `prefix` further slots stand in front, at positions below 0: the words of a caption but the last.
+    """
 
     dense = True
 
     def __init__(
-        self, layers: int, batch: int, kv_heads: int, capacity: int, head_dim: int, *, device=None, dtype=None
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        prefix: int = 0,
+        device=None,
+        dtype=None,
     ):
         if min(layers, batch, kv_heads, capacity, head_dim) < 1:
             raise ValueError(f"a cache needs sizes of at least 1, got {(layers, batch, kv_heads, capacity, head_dim)}")
-        shape = (layers, batch, kv_heads, capacity, head_dim)
+        shape = (layers, batch, kv_heads, prefix + capacity, head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.capacity = capacity
-        self.length = 0
+        self.capacity, self.prefix = capacity, prefix
+        self.length = -prefix
 
     def positions(self, n: int) -> Tensor:
         """Positions (n,) of the next n queries."""
@@ -41,16 +53,17 @@ class KVCache:
 
     def key_positions(self, n: int) -> Tensor:
         """Positions (T,) of the keys that `append` returns when n are added."""
-        return torch.arange(self.length + n, device=self.k.device)
+        return torch.arange(-self.prefix, self.length + n, device=self.k.device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store n new keys and values (B, G, n, d) of one layer; return all up to and including them."""
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions and {end} are needed; allocate a longer one")
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        new, filled = slice(self.length + self.prefix, end + self.prefix), end + self.prefix
+        self.k[layer, :, :, new] = k
+        self.v[layer, :, :, new] = v
+        return self.k[layer, :, :, :filled], self.v[layer, :, :, :filled]
 
     def advance(self, n: int) -> None:
         """Count n positions as filled, once every layer has appended them."""

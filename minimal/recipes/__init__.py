@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minimal import checkpoints, judge, processes
-from minimal.recipes import start, tokenizers
+from minimal.recipes import autoregressive, captions, flex_scale, masked, neighbour, self_refine, start, tokenizers
 from minimal.recipes.start import (
     DRAFT,
     Trained,
@@ -58,5 +58,11 @@ def judge_recipe(name: str) -> Callable[..., Trained]:
 RECIPES: dict[str, Callable[..., Trained]] = {
     **start.RECIPES,
     **tokenizers.RECIPES,
+    **autoregressive.RECIPES,
+    **captions.RECIPES,
+    **flex_scale.RECIPES,
+    **neighbour.RECIPES,
+    **masked.RECIPES,
+    **self_refine.RECIPES,
     **{name: judge_recipe(name) for name in judge.RECIPES},
 }

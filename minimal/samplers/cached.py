@@ -1,14 +1,18 @@
-"""Ancestral sampling, one token per forward: the plain way, and the yardstick of every other sampler.
+"""Ancestral sampling, one level per forward: the plain way, and the yardstick of every other sampler.
 
-    for j = 0 .. N-1:   x_j ~ p(. | x_0 .. x_{j-1}, c)
+    for l = 0 .. L-1:   x_j ~ p(. | x of levels below l, c)   for every token j of level l, independently
 
-Without a cache forward j runs the network over j + 1 positions, N (N + 1) / 2 in all. With one it runs over a single
-position, N in all, and returns the same logits: the samples are equal, token for token.
+In raster order a level is one token and L = N. Without a cache forward j then runs the network over j + 1 positions,
+N (N + 1) / 2 in all. With one it runs over a single position, N in all, and returns the same logits: the samples are
+equal, token for token. Where a level holds more (a scale, a diagonal), the model says so in `levels`, and this loop is
+the same.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange
+from tqdm import tqdm
 
 from minimal.nn.cache import KVCache
 from minimal.samplers.logits import check_filters, draw, uniform_noise
@@ -33,22 +37,47 @@ def decode(
     *,
     cond: Tensor | None = None,
     prompt: Tensor | None = None,
+    forced: Tensor | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
     **filters,
 ) -> Sample:
-    """Fill `n` canvases position by position.
+    """Fill `n` canvases level by level.
 
-    `cond` (n,) labels; `prompt` (n, P) tokens to continue; `filters`: temperature, top_k, top_p, min_p (see logits.py).
+    `cond` (n,) labels or (n, P) captions; `prompt` (n, P) tokens to continue; `forced` (n, N) tokens that are written
+    whatever the model would draw, -1 where it is free (in-painting); `filters`: temperature, top_k, top_p, min_p (see
+    logits.py).
     """
     canvas, first = new_canvas(model, n, cond, prompt, **filters)
+    forced = check_forced(model, n, forced)
     noise = uniform_noise(n, model.length, generator, canvas.device)
+    steps = [(max(start, first), end) for start, end in pairwise(bounds(model)) if end > first]
     trace = Trace()
-    for j in trange(first, model.length, desc="sampling", disable=not progress):
-        logits = model.logits(canvas[:, : j + 1], cond, cache=cache)
+    for start, end in tqdm(steps, desc="sampling", disable=not progress):
+        logits = model.logits(canvas[:, :end], cond, cache=cache)
         trace.count("target", n, logits.shape[1])
-        canvas[:, j] = draw(logits[:, -1], noise[:, j], **filters)
+        drawn = draw(logits[:, start - end :], noise[:, start:end], **filters)
+        if forced is not None:
+            drawn = torch.where(forced[:, start:end] < 0, drawn, forced[:, start:end])
+        canvas[:, start:end] = drawn
     return finished(canvas, model.length, trace)
+
+
+def bounds(model: nn.Module) -> list[int]:
+    """0, and the end of every level of `model`; a model without `levels` writes one token at a time."""
+    levels = getattr(model, "levels", None)
+    if levels is None:
+        return list(range(model.length + 1))
+    return [0, *(1 + (levels[1:] != levels[:-1]).nonzero().flatten()).tolist(), model.length]
+
+
+def check_forced(model: nn.Module, n: int, forced: Tensor | None) -> Tensor | None:
+    """`forced` as it came, if it has a token or -1 for each place of each sample."""
+    if forced is not None:
+        if forced.shape != (n, model.length):
+            raise ValueError(f"forced must be ({n}, {model.length}), -1 where free; got {tuple(forced.shape)}")
+        model.check(forced.clamp(min=0))
+    return forced
 
 
 def finished(canvas: Tensor, length: int, trace: Trace) -> Sample:

@@ -29,6 +29,7 @@ class FastRaster(RasterGPT):
         nn.Module.__init__(self)
         self.config = model.config
         self.vocab_size, self.length, self.num_classes = model.vocab_size, model.length, model.num_classes
+        self.cond_length = model.cond_length
         self.embedding, self.blocks, self.norm, self.head = model.embedding, model.blocks, model.norm, model.head
         self.register_buffer("coordinates", model.coordinates, persistent=False)
         with torch.no_grad():

@@ -5,7 +5,16 @@
 s = 1 is the conditional model, s = 0 the unconditional one, s > 1 sharpens towards the class. `Guided` doubles the
 batch (second half: null class, same tokens), mixes the two halves and otherwise has the face of the model inside.
 Every sampler therefore works with guidance unchanged: guidance is part of *what* is sampled, not of *how*.
+
+A schedule gives every token its own scale. Those below take the model's `levels` (N,) and rise from 1, no guidance, to
+s with the progress r of generation, 0 at the first level and 1 at the last:
+
+    linear   1 + (s - 1) r                       over the scales of VAR (2404.02905): its ramp
+    cosine   1 + (s - 1) (1 - cos πr) / 2
+    interval s for start <= r <= stop, else 1    (2404.07724, there over noise levels)
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +40,7 @@ class Guided(nn.Module):
     def logits(
         self, tokens: Tensor, cond: Tensor | None = None, *, cache: KVCache | None = None, n: int | None = None
     ) -> Tensor:
-        """Guided logits, shaped as the inner model's. `cond` (B,) labels are required."""
+        """Guided logits, shaped as the inner model's. `cond`, (B,) labels or (B, P) captions, is required."""
         if cond is None:
             raise ValueError("guidance needs labels: pass cond, a long tensor (B,)")
         position = self.positions(tokens, cache, n)
@@ -40,12 +49,17 @@ class Guided(nn.Module):
         scale = self.scale[position.clamp(max=self.length - 1)][..., None].to(null.dtype)
         return torch.lerp(null, conditional, scale)
 
+    @property
+    def levels(self) -> Tensor:
+        return self.model.levels
+
     def positions(self, tokens: Tensor, cache: KVCache | None, n: int | None) -> Tensor:
         """Positions of the rows that `logits` will return: (n,) or (B, n)."""
         if cache is None:
             return torch.arange(tokens.shape[1], device=tokens.device)
         if isinstance(cache.length, int):
-            return cache.positions(tokens.shape[1] - cache.length if n is None else n)
+            first = max(cache.length, 0)
+            return torch.arange(first, tokens.shape[1] if n is None else first + n, device=tokens.device)
         return cache.positions(n)[: len(tokens)]
 
     def new_cache(self, batch: int, capacity: int | None = None, kind: type[KVCache] = KVCache) -> KVCache:
@@ -54,3 +68,37 @@ class Guided(nn.Module):
 
     def check(self, tokens: Tensor, cond: Tensor | None = None) -> None:
         self.model.check(tokens, cond)
+
+
+# Schedules: `Guided(model, cosine(model.levels, 3.0))`
+
+
+def progress(levels: Tensor) -> Tensor:
+    """How far generation is when each token is written: 0 at the first level, 1 at the last. (N,) float32."""
+    if levels.ndim != 1 or not len(levels) or levels.is_floating_point():
+        raise ValueError(f"levels are whole numbers (N,), as in model.levels; got {levels.dtype} {tuple(levels.shape)}")
+    first, last = levels.min(), levels.max()
+    return (levels - first).float() / (last - first).clamp(min=1)
+
+
+def constant(levels: Tensor, scale: float) -> Tensor:
+    """(N,): the same for every token."""
+    return torch.full_like(progress(levels), scale)
+
+
+def linear(levels: Tensor, scale: float) -> Tensor:
+    """(N,): in equal steps from 1 at the first level to `scale` at the last."""
+    return 1 + (scale - 1) * progress(levels)
+
+
+def cosine(levels: Tensor, scale: float) -> Tensor:
+    """(N,): as `linear`, but slow at both ends."""
+    return 1 + (scale - 1) * (1 - (math.pi * progress(levels)).cos()) / 2
+
+
+def interval(levels: Tensor, scale: float, start: float = 0.0, stop: float = 1.0) -> Tensor:
+    """(N,): `scale` while the progress is in [start, stop], 1 before and after. With stop = 1 it is a step."""
+    if not 0 <= start <= stop <= 1:
+        raise ValueError(f"an interval of progress is 0 <= start <= stop <= 1, got {start} and {stop}")
+    r = progress(levels)
+    return torch.where((start <= r) & (r <= stop), scale, 1.0)

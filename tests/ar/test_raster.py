@@ -10,6 +10,10 @@ from tiny import close, seeded, tiny_gpt
 
 from minimal.ar.raster import RasterGPT
 from minimal.nn.cache import KVCache, SlidingKVCache, StaticKVCache
+from minimal.samplers.cached import sample_cached, sample_uncached
+from minimal.samplers.guidance import Guided
+from minimal.samplers.jacobi import sample_jacobi
+from minimal.samplers.speculative import sample_speculative
 from minimal.statistics import all_sequences, enumerate_joint
 
 
@@ -132,6 +136,136 @@ def test_a_sliding_cache_that_never_overflows_equals_a_full_one():
     tokens, cache = random_tokens(model, 2), model.new_cache(2, kind=SlidingKVCache)
     parts = [model.logits(tokens[:, : j + 1], cache=cache) for j in range(12)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(tokens), **close(torch.float64))
+
+
+# Captions: a condition of several words
+
+
+def tiny_reader(**changes):
+    """A RasterGPT told 3 words out of 7, the last id (7) being none."""
+    return tiny_gpt(num_classes=7, cond_length=3, **changes)
+
+
+def captions(batch, seed=5):
+    return torch.randint(7, (batch, 3), generator=seeded(seed))
+
+
+def test_words_stand_above_the_picture_each_in_its_column():
+    assert tiny_reader().coordinates[:5].tolist() == [[-1, -3], [-1, -2], [-1, -1], [0, 0], [0, 1]]
+    assert tiny_reader(grid_width=None).coordinates[:5].tolist() == [[-3], [-2], [-1], [0], [1]]
+    assert tiny_reader().levels.tolist() == list(range(12))
+
+
+def test_every_word_moves_every_row_and_its_place_matters():
+    model, words = tiny_reader(), captions(2)
+    tokens = random_tokens(model, 2)
+    logits = model.logits(tokens, words)
+    assert logits.shape == (2, 12, 5)
+    for place in range(3):
+        other = words.clone()
+        other[:, place] = (other[:, place] + 1) % 7
+        assert (model.logits(tokens, other) != logits).any(-1).all()
+    assert (model.logits(tokens, words.roll(1, dims=1)) != logits).any(-1).all()
+
+
+def test_with_a_caption_row_j_reads_the_tokens_before_j_and_no_others():
+    model, words = tiny_reader(), captions(2)
+    tokens = random_tokens(model, 2)
+    logits = model.logits(tokens, words)
+    for j in range(model.length):
+        other = tokens.clone()
+        other[:, j] = (other[:, j] + 1) % model.vocab_size
+        changed = (model.logits(other, words) != logits).any(-1)
+        assert not changed[:, : j + 1].any() and changed[:, j + 1 :].all()
+
+
+def test_no_caption_is_the_null_word_in_every_place():
+    model = tiny_reader()
+    tokens = random_tokens(model, 2)
+    assert torch.equal(model.logits(tokens), model.logits(tokens, torch.full((2, 3), 7)))
+    seen = labels_seen(tiny_reader(label_dropout=0.5).train(), captions(400), generator=seeded(0))
+    none = seen == 7
+    assert torch.equal(none.any(1), none.all(1)) and 100 < none.all(1).sum() < 300  # a caption drops as a whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 6], [12], [1, 11]], ids=str)
+def test_cached_rows_after_a_caption_equal_uncached_rows(chunks, dtype):
+    model, words = tiny_reader(dtype=dtype), captions(3)
+    tokens, cache, parts = random_tokens(model, 3), model.new_cache(3), []
+    assert cache.length == -2 and cache.k.shape[3] == 14
+    for n in chunks:
+        parts.append(model.logits(tokens, words, cache=cache, n=n))
+        assert parts[-1].shape == (3, n, 5)
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.logits(tokens, words), **close(dtype))
+
+
+@pytest.mark.parametrize("length", [0, 1, 6])
+def test_a_roll_back_after_a_caption_keeps_the_words(length):
+    model, words = tiny_reader(), captions(2)
+    tokens, other, cache = random_tokens(model, 2), random_tokens(model, 2, seed=1), model.new_cache(2)
+    other[:, : max(length - 1, 0)] = tokens[:, : max(length - 1, 0)]
+    model.logits(tokens, words, cache=cache)
+    cache.truncate(length)
+    again = model.logits(other, words, cache=cache)
+    torch.testing.assert_close(again, model.logits(other, words)[:, length:], **close(torch.float64))
+
+
+def test_the_probabilities_of_all_sequences_given_a_caption_sum_to_one():
+    model, words = tiny_reader(vocab_size=3, length=4), captions(1)
+    logprob = model.logprob(all_sequences(3, 4), words.expand(81, 3))
+    assert logprob.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    assert model.loss(all_sequences(3, 4), words.expand(81, 3))[0].item() == pytest.approx(-logprob.mean().item() / 4)
+
+
+@pytest.mark.parametrize("scale", [None, 1.7], ids=["plain", "guided"])
+def test_samplers_agree_token_for_token_when_a_caption_is_in_front(scale):
+    model = tiny_reader() if scale is None else Guided(tiny_reader(), scale)
+    draft, words = tiny_reader(seed=1), captions(6)
+    expected = sample_cached(model, 6, cond=words, generator=seeded(0)).tokens
+    assert torch.equal(sample_uncached(model, 6, cond=words, generator=seeded(0)).tokens, expected)
+    assert torch.equal(sample_cached(model, 2, cond=words[:2], generator=seeded(0)).tokens, expected[:2])
+    assert not torch.equal(sample_cached(model, 6, cond=words.roll(1, 0), generator=seeded(0)).tokens, expected)
+    alone = sample_jacobi(model, 1, block=5, cond=words[:1], generator=seeded(0))
+    assert torch.equal(alone.tokens, expected[:1])
+    for seed in range(3):
+        greedy = sample_cached(model, 1, cond=captions(1, seed), temperature=0).tokens
+        for guess in (draft, model):
+            fast = sample_speculative(model, guess, 1, k=3, cond=captions(1, seed), temperature=0)
+            assert torch.equal(fast.tokens, greedy)
+    assert fast.trace.forwards["target"] == 3  # it guesses itself: 4 tokens a round
+
+
+def test_a_prompt_and_forced_tokens_follow_the_caption():
+    model, words = tiny_reader(), captions(2)
+    whole = sample_cached(model, 2, cond=words, generator=seeded(0)).tokens
+    continued = sample_cached(model, 2, cond=words, prompt=whole[:, :5], generator=seeded(0)).tokens
+    forced = torch.where(torch.arange(12) < 5, whole, -1)
+    assert torch.equal(continued, whole)
+    assert torch.equal(sample_cached(model, 2, cond=words, forced=forced, generator=seeded(0)).tokens, whole)
+
+
+def test_a_caption_needs_a_cache_with_room_in_front():
+    model = tiny_reader()
+    for kind in (StaticKVCache, SlidingKVCache):
+        with pytest.raises(ValueError, match=f"captions need a KVCache; {kind.__name__} has no room in front"):
+            model.new_cache(2, kind=kind)
+    with pytest.raises(ValueError, match="captions need a KVCache"):
+        sample_jacobi(model, 2, block=5, cond=captions(2))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (labels(0, 1), r"captions must be long \(2, 3\).* got torch.int64 \(2,\)"),
+        (captions(2)[:, :2], r"captions must be long \(2, 3\).* got torch.int64 \(2, 2\)"),
+        (captions(2).float(), r"captions must be long \(2, 3\).* got torch.float32"),
+        (captions(2) + 2, "captions run from [0-9] to 8; classes end at 6, 7 is none"),
+    ],
+)
+def test_bad_captions_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_reader().logprob(torch.zeros(2, 12, dtype=torch.long), words)
 
 
 # Likelihood

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import wild
 from torch import nn
 
-from minimal.nn.adaln import Modulation, ResidualBlock, ResidualMLP, TimeEmbedding, modulate
+from minimal.nn.adaln import Modulation, Offset, ResidualBlock, ResidualMLP, TimeEmbedding, modulate
 
 
 def vectors(*shape):
@@ -38,6 +38,15 @@ def test_zero_shift_and_scale_change_nothing():
 def test_a_modulation_gives_as_many_zeros_as_asked(chunks, batch):
     parts = Modulation(3, 5, chunks)(torch.randn(batch, 3))
     assert len(parts) == chunks and all(part.shape == (batch, 5) and not part.any() for part in parts)
+
+
+def test_an_offset_starts_as_what_all_blocks_share_and_moves_away_from_it():
+    offset, shared = Offset(5, chunks=4).double(), vectors(2, 1, 20)
+    assert all(map(torch.equal, offset(shared), shared.split(5, dim=-1)))
+    offset.offset.data = vectors(20)
+    for part, before, moved in zip(offset(shared), shared.split(5, dim=-1), offset.offset.split(5), strict=True):
+        torch.testing.assert_close(part, before + moved)
+    assert sum(p.numel() for p in Offset(5).parameters()) == 30  # six chunks, however wide the condition
 
 
 def test_one_condition_serves_a_whole_sequence():

@@ -83,17 +83,31 @@ def test_a_conditioned_block_starts_as_the_identity_also_after_the_weights_were_
     assert block.norm1.weight is None and block.norm2.weight is None  # the condition does their work
 
 
-def test_a_condition_shifts_scales_and_gates_both_branches():
-    block, x, cond = conditioned(), vectors(2, N, 16), vectors(2, 1, 6, seed=1)
+def by_hand(block, x, modulations):
+    """The block's output for shift, scale and gate of both branches, each (B, 1, dim)."""
 
     def norm(h):
         return h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
-    linear = block.modulation.linear
-    shift1, scale1, gate1, shift2, scale2, gate2 = F.linear(F.silu(cond), linear.weight, linear.bias).chunk(6, dim=-1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulations.chunk(6, dim=-1)
     h = x + gate1 * block.attention(norm(x) * (1 + scale1) + shift1)
-    h = h + gate2 * block.feed_forward(norm(h) * (1 + scale2) + shift2)
-    torch.testing.assert_close(block(x, cond=cond), h, **close(torch.float64))
+    return h + gate2 * block.feed_forward(norm(h) * (1 + scale2) + shift2)
+
+
+def test_a_condition_shifts_scales_and_gates_both_branches():
+    block, x, cond = conditioned(), vectors(2, N, 16), vectors(2, 1, 6, seed=1)
+    linear = block.modulation.linear
+    expected = by_hand(block, x, F.linear(F.silu(cond), linear.weight, linear.bias))
+    torch.testing.assert_close(block(x, cond=cond), expected, **close(torch.float64))
+
+
+def test_a_block_that_shares_its_modulations_with_others_only_adds_an_offset():
+    block, x, shared = wild(Block(16, 4, shared=True), seed=0).double(), vectors(2, N, 16), vectors(2, 1, 96, seed=1)
+    assert block.norm1.weight is None and block.norm2.weight is None
+    torch.testing.assert_close(block(x, cond=shared), by_hand(block, x, shared), **close(torch.float64))
+    offset = block.modulation.offset.data = vectors(96, seed=2)
+    torch.testing.assert_close(block(x, cond=shared), by_hand(block, x, shared + offset), **close(torch.float64))
+    assert torch.equal(block(x, cond=-offset.view(1, 1, 96)), x)  # all gates shut
 
 
 def test_a_condition_per_position_acts_on_that_position_and_those_who_see_it():

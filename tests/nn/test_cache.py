@@ -107,6 +107,50 @@ def test_dense_cache_returns_what_it_was_given_and_no_more():
     assert cache.length == 3 and cache.positions(1).tolist() == [3] and cache.key_positions(1).tolist() == [0, 1, 2, 3]
 
 
+# Room in front, for the words of a caption
+
+
+@pytest.mark.parametrize("chunks", [[1] * 10, [3, 7], [4, 6], [10]], ids=str)
+def test_a_prefix_is_further_positions_below_zero(chunks):
+    model, x, front = stack(), vectors(2, 10), 3
+    cache = used(model.new_cache(2, 7, prefix=front))
+    assert cache.length == -3 and cache.capacity == 7 and cache.k.shape[3] == 10
+    out = torch.cat([model(part, cache=cache) for part in x.split(chunks, dim=1)], dim=1)
+    same_numbers(out, model(x))  # scores know differences of positions only
+    assert cache.length == 7
+    assert cache.key_positions(0).tolist() == list(range(-3, 7)) and cache.positions(2).tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("length", [0, 2, 6])
+def test_a_roll_back_keeps_the_prefix(length):
+    model, x = stack(), vectors(2, 10)
+    cache = used(model.new_cache(2, 7, prefix=3))
+    model(x[:, : 3 + length], cache=cache)
+    model(vectors(2, 7 - length, seed=1), cache=cache)
+    cache.truncate(length)
+    same_numbers(model(x[:, 3 + length :], cache=cache), model(x)[:, 3 + length :])
+
+
+def test_a_prefix_is_reordered_with_its_row():
+    model, x, index = stack(), vectors(3, 6), torch.tensor([2, 0, 0])
+    cache = used(model.new_cache(3, 7, prefix=3))
+    model(x[:, :4], cache=cache)
+    cache.reorder(index)
+    same_numbers(model(x[index, 4:], cache=cache), model(x[index])[:, 4:])
+
+
+def test_a_prefix_is_not_forgotten_and_does_not_lengthen_the_rest():
+    model = stack()
+    cache = model.new_cache(1, 4, prefix=3)
+    with pytest.raises(ValueError, match="of length -3 to 0"):
+        cache.truncate(0)
+    model(vectors(1, 7), cache=cache)
+    with pytest.raises(ValueError, match="of length 4 to -1"):
+        cache.truncate(-1)
+    with pytest.raises(ValueError, match="holds 4 positions and 5 are needed"):
+        model(vectors(1, 1), cache=cache)
+
+
 # A length per row
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny import seeded, tiny_gpt
+from tiny import markov_bench, seeded, tiny_gpt
 
+from minimal.ar.scale import NextScale
 from minimal.nn.cache import SlidingKVCache
-from minimal.samplers.cached import decode, sample_cached, sample_uncached
+from minimal.samplers.cached import bounds, decode, sample_cached, sample_uncached
 from minimal.samplers.logits import probabilities, uniform_noise
 from minimal.statistics import chi_square, enumerate_joint, sequence_index
 
@@ -148,3 +149,48 @@ def test_what_cannot_be_sampled_is_refused(sampler, n, options, message):
 def test_a_model_in_training_mode_is_refused(sampler):
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         sampler(tiny_gpt().train(), 2)
+
+
+# Levels of several tokens, and tokens that are forced
+
+
+def test_the_bounds_of_levels_come_from_the_model():
+    assert bounds(NextScale(5, 4, (1, 2, 3))) == [0, 1, 5, 14]
+    assert bounds(tiny_gpt(length=3)) == [0, 1, 2, 3]
+    assert bounds(markov_bench(0, length=2)) == [0, 1, 2]  # no `levels` at all
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_forced_tokens_are_kept_and_the_others_follow_from_them(sampler):
+    model, free = tiny_gpt(), torch.tensor([True, False, True, True, False, True] * 2)
+    plain = sampler(model, 3, generator=seeded(1)).tokens
+    source = (plain + 1) % model.vocab_size
+    forced = source.masked_fill(free, -1)
+    tokens = sampler(model, 3, forced=forced, generator=seeded(1)).tokens
+    assert torch.equal(tokens[:, ~free], source[:, ~free])
+    assert torch.equal(tokens[:, :1], plain[:, :1]) and not torch.equal(tokens[:, free], plain[:, free])
+    p, u = model.logits(tokens).softmax(-1), uniform_noise(3, model.length, seeded(1))
+    below = p.cumsum(-1).gather(-1, tokens[..., None]).squeeze(-1)  # what is free is drawn given what was forced
+    assert (u < below + 1e-9)[:, free].all()
+    assert (u >= below - p.gather(-1, tokens[..., None]).squeeze(-1) - 1e-9)[:, free].all()
+
+
+def test_forcing_nothing_and_forcing_everything():
+    model = tiny_gpt()
+    plain = sample_cached(model, 2, generator=seeded(1)).tokens
+    assert torch.equal(sample_cached(model, 2, forced=torch.full_like(plain, -1), generator=seeded(1)).tokens, plain)
+    assert torch.equal(sample_cached(model, 2, forced=plain.flip(1)).tokens, plain.flip(1))
+
+
+def test_forced_tokens_of_another_size_or_vocabulary_are_refused():
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match=r"forced must be \(2, 12\), -1 where free; got \(2, 11\)"):
+        sample_cached(model, 2, forced=torch.full((2, 11), -1))
+    with pytest.raises(ValueError, match="tokens run from 9 to 9"):
+        sample_cached(model, 2, forced=torch.full((2, 12), 9))
+
+
+def test_a_prompt_may_end_inside_a_level():
+    model = NextScale(5, 4, (1, 2), dim=16, layers=1, heads=2).eval()
+    tokens = sample_cached(model, 2, generator=seeded(1)).tokens
+    assert torch.equal(sample_cached(model, 2, prompt=tokens[:, :3], generator=seeded(1)).tokens, tokens)

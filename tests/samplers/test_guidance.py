@@ -1,5 +1,7 @@
 """Guidance changes what is sampled and not how: its formula, its limits, and the same samples from every sampler."""
 
+import math
+
 import pytest
 import torch
 from tiny import close, markov_bench, seeded, tiny_gpt
@@ -7,7 +9,7 @@ from tiny import close, markov_bench, seeded, tiny_gpt
 from minimal.nn.cache import KVCache, StaticKVCache
 from minimal.samplers.cached import sample_cached, sample_uncached
 from minimal.samplers.cuda_graph import sample_static
-from minimal.samplers.guidance import Guided
+from minimal.samplers.guidance import Guided, constant, cosine, interval, linear
 from minimal.samplers.jacobi import sample_jacobi
 from minimal.samplers.speculative import sample_speculative
 from minimal.statistics import all_sequences, chi_square, enumerate_joint, sequence_index
@@ -105,6 +107,20 @@ def test_every_sampler_takes_guidance_and_meets_the_cached_one_on_the_same_noise
             assert torch.equal(fast.tokens, greedy[:n])
 
 
+def test_the_tilt_of_whole_sequences_is_another_distribution_and_the_normalisers_are_the_difference():
+    model, scale = markov_bench(3, vocab_size=3, length=4, classes=2, dtype=torch.float64), 2.5
+
+    def joint(model, label):
+        return enumerate_joint(lambda tokens: model.logits(tokens, torch.full((len(tokens),), label)), 4)
+
+    stepwise, tilt = joint(Guided(model, scale), 1), joint(model, 1) ** scale * joint(model, 2) ** (1 - scale)
+    tokens = all_sequences(3, 4)
+    conditional, null = (model.logits(tokens, torch.full((81,), c)).softmax(-1) for c in (1, 2))
+    normalisers = (conditional**scale * null ** (1 - scale)).sum(-1)  # (81, 4): Z_j(x_<j)
+    torch.testing.assert_close(stepwise * normalisers.prod(-1), tilt, rtol=1e-9, atol=0)
+    assert (stepwise - tilt / tilt.sum()).abs().sum() / 2 > 0.05
+
+
 def test_a_guided_image_of_the_null_class_is_an_unguided_one():
     model, cond = tiny_gpt(), torch.full((4,), 3)
     guided = sample_cached(Guided(model, 3.0), 4, cond=cond, generator=seeded(0)).tokens
@@ -117,7 +133,63 @@ def test_guidance_moves_with_its_model():
     assert not guided.state_dict().keys() - {"model." + name for name in guided.model.state_dict()}
 
 
+# Schedules
+
+RASTER, SCALES = torch.arange(5), torch.tensor([0, 1, 1, 2, 2, 2])
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+def test_ramps_start_without_guidance_and_rise_to_the_scale(schedule):
+    for levels in (RASTER, SCALES, torch.arange(64)):
+        ramp = schedule(levels, 3.0)
+        assert ramp.dtype == torch.float32 and ramp.shape == levels.shape
+        assert ramp[0] == 1 and ramp[-1] == 3 and (ramp.diff() >= 0).all()
+        assert all(len(ramp[levels == k].unique()) == 1 for k in levels.unique())  # tokens of a level share a scale
+
+
+def test_schedules_are_their_formulas():
+    assert constant(RASTER, 2.5).tolist() == [2.5] * 5
+    assert linear(RASTER, 3.0).tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+    expected = [1 + 2 * (1 - math.cos(math.pi * r / 4)) / 2 for r in range(5)]
+    torch.testing.assert_close(cosine(RASTER, 3.0), torch.tensor(expected))
+    assert interval(RASTER, 3.0, 0.25, 0.5).tolist() == [1, 3, 3, 1, 1]
+    assert interval(RASTER, 3.0, start=0.6).tolist() == [1, 1, 1, 3, 3]
+    assert interval(RASTER, 3).tolist() == constant(RASTER, 3).tolist() == [3.0] * 5
+
+
+def test_over_scales_the_ramp_is_that_of_var():
+    t, last = 4.0, 2  # logits (1 + t_k) conditional - t_k null, t_k = t k / (K - 1)
+    assert linear(SCALES, 1 + t).tolist() == [1 + t * k / last for k in SCALES.tolist()]
+
+
+def test_a_single_level_and_levels_that_start_later_are_no_special_case():
+    assert linear(torch.zeros(3, dtype=torch.long), 3.0).tolist() == [1, 1, 1]
+    assert torch.equal(linear(RASTER + 7, 3.0), linear(RASTER, 3.0))
+
+
+@pytest.mark.parametrize("schedule", [constant, linear, cosine, interval])
+def test_scale_one_is_no_guidance_under_every_schedule_and_a_model_takes_it(schedule):
+    model, tokens, cond = case()
+    assert torch.equal(schedule(model.levels, 1.0), torch.ones(12))
+    guided = Guided(model, schedule(model.levels, 2.0))
+    conditional, null = halves(model, tokens, cond)
+    expected = null + schedule(model.levels, 2.0).double()[:, None] * (conditional - null)
+    torch.testing.assert_close(guided.logits(tokens, cond), expected, **close(torch.float64))
+
+
 # Bad input
+
+
+@pytest.mark.parametrize("start, stop", [(-0.1, 1.0), (0.6, 0.5), (0.0, 1.1)])
+def test_an_interval_lies_within_generation(start, stop):
+    with pytest.raises(ValueError, match=f"got {start} and {stop}"):
+        interval(RASTER, 2.0, start, stop)
+
+
+@pytest.mark.parametrize("levels", [torch.ones(3), torch.zeros(2, 3, dtype=torch.long), torch.zeros(0).long()])
+def test_a_schedule_needs_levels(levels):
+    with pytest.raises(ValueError, match="levels are whole numbers"):
+        linear(levels, 2.0)
 
 
 def test_guidance_without_labels_is_refused():
