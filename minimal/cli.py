@@ -66,12 +66,8 @@ def sample(args):
     draw = draw_tokens if hasattr(model, "logits") else draw_flow if hasattr(model, "velocity") else None
     if draw is None:
         raise ValueError(f"{args.name} is a {type(model).__name__}; take a model of tokens or a flow to draw from")
-    cond, classes = None, model.num_classes
-    if args.label is not None and not 0 <= args.label < classes:
-        raise ValueError(f"class {args.label} is not among the {classes} classes of {args.name}")
-    if classes:
-        cond = torch.arange(args.n) % classes if args.label is None else torch.full((args.n,), args.label)
-        cond = cond.to(args.device)
+    cond = condition(model, args)
+    cond = cond if cond is None else cond.to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
     images, trace = draw(model, args, cond=cond, generator=generator)
     grid = viz.image_grid(images, ncol=min(args.n, 10))
@@ -80,18 +76,39 @@ def sample(args):
     print(f"{args.n} images in {args.out}: {forwards:.1f} forwards each, {trace.seconds:.2f} s in all")
 
 
-def draw_tokens(model, args, **options):
-    """Images of an autoregressive model, by one of the samplers that give the same tokens; and their trace."""
-    from minimal.samplers.cached import sample_cached, sample_uncached
-    from minimal.samplers.guidance import Guided
-    from minimal.samplers.jacobi import sample_jacobi
+def condition(model, args):
+    """Labels (n,) or captions (n, P) as asked for; None for a model that knows neither."""
+    import torch
 
-    samplers = {"cached": sample_cached, "uncached": sample_uncached, "jacobi": sample_jacobi}
-    chosen = choose(args.sampler or "cached", samplers, f"{args.name} predicts tokens")
+    from minimal.data.shapes import encode_captions
+
+    classes, words = model.num_classes, getattr(model, "cond_length", 1)
+    if args.caption is not None and words == 1:
+        raise ValueError(f"{args.name} reads no captions; leave --caption out")
+    if words > 1:
+        if args.caption is None or args.label is not None:
+            raise ValueError(f"{args.name} reads captions: --caption 'a small red circle left of a large blue square'")
+        return encode_captions((args.caption,)).expand(args.n, -1)
+    if args.label is not None and not 0 <= args.label < classes:
+        raise ValueError(f"class {args.label} is not among the {classes} classes of {args.name}")
+    if not classes:
+        return None
+    return torch.arange(args.n) % classes if args.label is None else torch.full((args.n,), args.label)
+
+
+def draw_tokens(model, args, **options):
+    """Images of an autoregressive or masked model, by one of its samplers; and their trace."""
+    from minimal.painting import painter, samplers_of
+    from minimal.samplers.guidance import Guided
+
+    samplers = samplers_of(model)
+    chosen = choose(args.sampler or next(iter(samplers)), samplers, f"{args.name} predicts tokens")
     guided = model if args.guidance_scale == 1 else Guided(model, args.guidance_scale)
-    filters = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-    drawn = samplers[chosen](guided, args.n, **filters, **options)
-    return tokenizer(args.name, model).to(args.device).decode(drawn.tokens), drawn.trace
+    options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    if chosen == "masked":
+        options["num_steps"] = args.steps or 8
+    drawn = samplers[chosen](guided, args.n, **options)
+    return painter(args.name, model, args.device)(drawn.tokens), drawn.trace
 
 
 def draw_flow(model, args, **options):
@@ -109,20 +126,6 @@ def draw_flow(model, args, **options):
         options = {"guidance_scale": args.guidance_scale, "num_steps": args.steps or 50, "solver": chosen, **options}
         drawn = sample_flow(model, args.n, **options)
     return drawn.images, drawn.trace
-
-
-def tokenizer(name, model):
-    """What decodes a checkpoint's tokens: for X_prior the checkpoint X, else square grey pixels in raster order."""
-    import math
-
-    from minimal import checkpoints
-    from minimal.tokenizers.pixels import PixelTokenizer
-
-    stem = os.path.basename(name).removesuffix(".safetensors")
-    if stem.endswith("_prior"):
-        return checkpoints.load(stem.removesuffix("_prior"))
-    side = math.isqrt(model.length)
-    return PixelTokenizer(model.vocab_size, (1, side, side))
 
 
 def data(args):
@@ -194,9 +197,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("name", metavar="NAME", help="a shipped checkpoint (minimal doctor lists them) or a file")
     p.add_argument("--n", type=positive, default=20, help="how many (default: 20)")
     p.add_argument("--class", dest="label", type=int, metavar="ID", help="their class (default: all in turn)")
+    p.add_argument("--caption", metavar="TEXT", help="scene_gpt: what to draw, like 'a large green star'")
     p.add_argument("--guidance-scale", type=float, default=1.0, help="above 1: more typical of the class (default: 1)")
-    p.add_argument("--sampler", help="tokens: cached, uncached, jacobi; flows: euler, midpoint, heun, rk4, map")
-    p.add_argument("--steps", type=positive, help="flows: steps from noise to data (default: 50, or 1 for a map)")
+    p.add_argument("--sampler", help="tokens: cached, uncached, jacobi, masked; flows: euler, midpoint, heun, rk4, map")
+    p.add_argument("--steps", type=positive, help="flows (default: 50, or 1 for a map) and masked models (default: 8)")
     p.add_argument("--temperature", type=float, default=1.0, help="tokens: 0 takes the likeliest (default: 1)")
     p.add_argument("--top-k", type=positive, help="tokens: only among the k likeliest")
     p.add_argument("--top-p", type=float, help="tokens: only among the likeliest that hold this share")

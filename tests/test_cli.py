@@ -9,9 +9,14 @@ import torch
 
 import minimal
 from minimal import checkpoints, cli, doctor
+from minimal.ar.masked import MaskedTransformer
 from minimal.ar.raster import RasterGPT
+from minimal.ar.scale import NextScale
+from minimal.data.shapes import WORDS
 from minimal.flows.flow_matching import FlowMatching
 from minimal.flows.mean_flow import MeanFlow
+from minimal.painting import TOKENIZERS, painter, samplers_of
+from minimal.recipes import autoregressive, captions, flex_scale, masked, neighbour, self_refine
 
 COMMANDS = ("tour", "train", "sample", "data", "systems", "bench", "doctor")
 
@@ -228,10 +233,36 @@ def tiny_map(tmp_path):
     return path
 
 
+@pytest.fixture
+def tiny_pyramid(tmp_path):
+    path = tmp_path / "shapes_var.safetensors"  # the name says which tokenizer paints
+    checkpoints.save(NextScale(256, 8, (1, 2, 4, 8), num_classes=3, dim=16, layers=1, heads=2), path)
+    return path
+
+
+@pytest.fixture
+def tiny_masked(tmp_path):
+    path = tmp_path / "shapes_maskgit.safetensors"
+    checkpoints.save(MaskedTransformer(625, 64, num_classes=3, grid_width=8, dim=16, layers=1, heads=2), path)
+    return path
+
+
+@pytest.fixture
+def tiny_captions(tmp_path):
+    path = tmp_path / "scene_gpt.safetensors"
+    words = dict(num_classes=len(WORDS), cond_length=16)
+    checkpoints.save(RasterGPT(625, 64, grid_width=8, dim=16, layers=1, heads=2, **words), path)
+    return path
+
+
 @pytest.mark.parametrize("network, options, forwards", [
     ("tiny_gpt", (), "16.0 forwards"),
     ("tiny_gpt", ("--sampler", "jacobi", "--guidance-scale", 1.5, "--top-k", 3), "forwards"),
     ("tiny_gpt", ("--class", 2, "--temperature", 0), "16.0 forwards"),
+    ("tiny_pyramid", ("--guidance-scale", 2), "4.0 forwards"),
+    ("tiny_masked", (), "8.0 forwards"),
+    ("tiny_masked", ("--steps", 3, "--class", 1), "3.0 forwards"),
+    ("tiny_captions", ("--caption", "a large green star", "--guidance-scale", 2), "64.0 forwards"),
     ("tiny_flow", (), "50.0 forwards"),
     ("tiny_flow", ("--sampler", "heun", "--steps", 2, "--guidance-scale", 2), "4.0 forwards"),
     ("tiny_map", (), "1.0 forwards"),
@@ -255,9 +286,24 @@ def test_the_seed_decides_what_is_drawn(tiny_gpt, tmp_path):
     ("tiny_gpt", ("--class", 3), "class 3 is not among the 3 classes"),
     ("tiny_gpt", ("--sampler", "euler"), "predicts tokens; its samplers are cached, uncached, jacobi"),
     ("tiny_gpt", ("--top-p", 2), "top_p"),
+    ("tiny_gpt", ("--caption", "a star"), "reads no captions"),
+    ("tiny_captions", (), "reads captions"),
+    ("tiny_captions", ("--caption", "a purple cow"), "at most 16 words out of"),
+    ("tiny_pyramid", ("--sampler", "jacobi"), "its samplers are cached, uncached, not jacobi"),
+    ("tiny_masked", ("--sampler", "cached"), "its samplers are masked, not cached"),
     ("tiny_flow", ("--sampler", "map"), "its samplers are euler, midpoint, heun, rk4, not map"),
     ("tiny_map", ("--guidance-scale", 2), "a map cannot be guided"),
 ])  # fmt: skip
 def test_sample_refuses_what_a_network_cannot_do(network, options, said, request, capsys):
     assert run("sample", request.getfixturevalue(network), *options) == 1
     assert said in capsys.readouterr().err
+
+
+def test_every_generator_of_part_2_is_painted_by_the_tokenizer_whose_tokens_it_writes():
+    for name in TOKENIZERS:
+        model = checkpoints.load(name)
+        sampler = next(iter(samplers_of(model).values()))
+        tokens = sampler(model, 2, generator=torch.Generator().manual_seed(0)).tokens
+        assert painter(name, model)(tokens).shape == (2, 3, 32, 32)
+    assert set(TOKENIZERS) == {name for part in (autoregressive, captions, flex_scale, masked, neighbour, self_refine)
+                               for name in part.RECIPES} - {"shapes_flex"}  # fmt: skip
