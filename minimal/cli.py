@@ -80,14 +80,14 @@ def condition(model, args):
     """Labels (n,) or captions (n, P) as asked for; None for a model that knows neither."""
     import torch
 
-    from minimal.data.shapes import encode_captions
-
     classes, words = model.num_classes, getattr(model, "cond_length", 1)
     if args.caption is not None and words == 1:
         raise ValueError(f"{args.name} reads no captions; leave --caption out")
     if words > 1:
         if args.caption is None or args.label is not None:
             raise ValueError(f"{args.name} reads captions: --caption 'a small red circle left of a large blue square'")
+        from minimal.data.shapes import encode_captions
+
         return encode_captions((args.caption,)).expand(args.n, -1)
     if args.label is not None and not 0 <= args.label < classes:
         raise ValueError(f"class {args.label} is not among the {classes} classes of {args.name}")

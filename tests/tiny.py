@@ -30,6 +30,18 @@ def wild(model, seed, std=0.3):
     return model.eval().requires_grad_(False)
 
 
+def learn_by_heart(model, steps=60):
+    """Train on one random sequence per class; return the last loss."""
+    tokens = torch.randint(model.vocab_size, (4, model.length), generator=seeded(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss, _ = model.loss(tokens, torch.arange(4))
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
 def tiny_gpt(seed=0, dtype=torch.float64, **changes):
     """A RasterGPT of two narrow layers with two query heads on one key-value head, random and in eval mode."""
     sizes = dict(vocab_size=5, length=12, num_classes=3, grid_width=4, dim=16, layers=2, heads=2, kv_heads=1, hidden=16)

@@ -100,10 +100,10 @@ class AnyOrderGPT(TokenModel):
         if n is None:
             n = tokens.shape[1] - (0 if cache is None else cache.length)
         query = torch.arange(n, device=tokens.device) if cache is None else cache.positions(n)
-        if cond is None:
-            cond = torch.full((len(tokens),), self.num_classes, device=tokens.device)
         order = self.orders(len(tokens))
-        ids = torch.cat((self.vocab_size + cond[:, None], tokens), dim=1)  # input i reads token i - 1, at its place
+        ids = torch.cat(
+            (self.vocab_size + self.told(cond, tokens)[:, None], tokens), dim=1
+        )  # input i reads token i - 1, at its place
         at = torch.cat((torch.full_like(order[:, :1], self.length), order), dim=1)
         rows = query.expand(len(tokens), n)
         asked = order.gather(1, rows)  # the place that comes next

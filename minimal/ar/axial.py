@@ -96,9 +96,7 @@ class AxialTransformer(TokenModel):
         Without a cache the result is (B, M, V); with one, the rows it lacks, or the next `n`. `cond` (B,) labels; None
         means the null class.
         """
-        if cond is None:
-            cond = torch.full((len(tokens),), self.num_classes, device=tokens.device)
-        label = self.labels(cond)[:, None, None]  # (B, 1, 1, D)
+        label = self.labels(self.told(cond, tokens))[:, None, None]  # (B, 1, 1, D)
         if cache is None:
             return self.whole(tokens, label)
         if not isinstance(cache, RowCache):

@@ -31,7 +31,7 @@ from minimal.nn.cache import KVCache
 from minimal.nn.labels import drop_labels
 from minimal.nn.module import arguments
 from minimal.nn.rope import raster_coordinates, rotary
-from minimal.nn.token_model import TokenModel
+from minimal.nn.token_model import TokenModel, log_probabilities
 
 Schedule = Callable[[Tensor], Tensor]  # progress r in [0, 1] -> share that is still masked, from 1 down to 0
 
@@ -109,9 +109,9 @@ class MaskedTransformer(TokenModel):
                 f"a masked model reads whole canvases of {self.length} tokens without a cache, MASK ({self.mask}) "
                 f"where unknown, got {tuple(tokens.shape)}; sample with sample_masked"
             )
-        if cond is None:
-            cond = torch.full((len(tokens),), self.num_classes, device=tokens.device)
-        x = torch.cat((self.labels(cond)[:, None], self.embedding(tokens) + self.place.weight), dim=1)
+        x = torch.cat(
+            (self.labels(self.told(cond, tokens))[:, None], self.embedding(tokens) + self.place.weight), dim=1
+        )
         x, rotation = self.dropout(x), rotary(self.coordinates, self.blocks[0].attention.head_dim)
         for block in self.blocks:
             x = block(x, rotation)
@@ -166,6 +166,4 @@ class MaskedTransformer(TokenModel):
 
     def read(self, canvas: Tensor, tokens: Tensor, cond: Tensor | None) -> Tensor:
         """log p(x_j | canvas) (B, N) of the true tokens."""
-        logits = self.logits(canvas, cond)
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        return logp.gather(-1, tokens[..., None]).squeeze(-1)
+        return log_probabilities(self.logits(canvas, cond), tokens)

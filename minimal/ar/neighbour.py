@@ -106,9 +106,7 @@ class NextNeighbour(TokenModel):
         mask = None if alone else not_after(query, keys, self.input_levels)
         rotation = rotary(self.coordinates[query], self.blocks[0].attention.head_dim)
 
-        if cond is None:
-            cond = torch.full((len(tokens),), self.num_classes, device=tokens.device)
-        inputs = torch.cat((self.vocab_size + cond[:, None], tokens), dim=1)[:, begin:end]
+        inputs = torch.cat((self.vocab_size + self.told(cond, tokens)[:, None], tokens), dim=1)[:, begin:end]
         x = self.dropout(self.embedding(inputs))
         for layer, block in enumerate(self.blocks):
             before_last = x

@@ -106,9 +106,7 @@ class NextScale(TokenModel):
         k, stop = self.scale_at(first), self.scale_at(last)
         if stop <= k:
             raise ValueError(f"no rows to compute: the cache holds {first} tokens, and the canvas ends at {last}")
-        if cond is None:
-            cond = torch.full((len(tokens),), self.num_classes, device=tokens.device)
-        label = self.labels(cond)[:, None]
+        label = self.labels(self.told(cond, tokens))[:, None]
         x = self.dropout(self.inputs(tokens, label, k, stop) + self.places(k, stop))
         mask = None  # one scale sees all that there is
         if stop > k + 1:

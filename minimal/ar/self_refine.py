@@ -21,11 +21,10 @@ Shapes: tokens x (B, N) long in order of generation, labels c (B,), logits (B, N
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimal.nn.labels import drop_labels
-from minimal.nn.token_model import TokenModel
+from minimal.nn.token_model import TokenModel, cross_entropy
 
 TARGETS = ("prediction", "truth")
 
@@ -100,9 +99,3 @@ def checked(model: TokenModel, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tenso
     tokens, cond = (*batch, None)[:2]
     model.check(tokens, cond)
     return tokens, drop_labels(cond, model.label_dropout, model.num_classes) if model.training else cond
-
-
-def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean over (B, M) of -log softmax(logits)[token], in float32 or better."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())

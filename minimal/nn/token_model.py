@@ -44,19 +44,19 @@ class TokenModel(nn.Module):
     def logprob(self, tokens: Tensor, cond: Tensor | None = None) -> Tensor:
         """Exact log-likelihood (B,) in nats."""
         self.check(tokens, cond)
-        logits = self.logits(tokens, cond)
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        return logp.gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+        return log_probabilities(self.logits(tokens, cond), tokens).sum(-1)
 
     def loss(self, tokens: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None):
         """Cross-entropy in nats per token, and logs. Drops labels in training mode."""
         self.check(tokens, cond)
         if self.training:
             cond = drop_labels(cond, self.label_dropout, self.num_classes, generator)
-        logits = self.logits(tokens, cond)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        loss = cross_entropy(self.logits(tokens, cond), tokens)
         return loss, {"nats_per_token": loss.detach()}
+
+    def told(self, cond: Tensor | None, tokens: Tensor) -> Tensor:
+        """`cond`, or where it is None the null class for every row of `tokens`: (B,)."""
+        return torch.full((len(tokens),), self.num_classes, device=tokens.device) if cond is None else cond
 
     def new_cache(self, batch: int, capacity: int | None = None, kind: type[KVCache] = KVCache) -> KVCache:
         """An empty cache for `batch` rows, by default as long as an example."""
@@ -85,3 +85,15 @@ class TokenModel(nn.Module):
                 f"tokens run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {self.vocab_size - 1}"
             )
         check_labels(cond, len(tokens), self.num_classes, self.cond_length)
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p (B, M) that `logits` (B, M, V) give to `tokens` (B, M), in float32 or better."""
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return logp.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over (B, M) of -log softmax(logits)[token], in float32 or better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())

@@ -75,40 +75,47 @@ def fit_generator(
     )
 
 
-@processes.by_first
 def nats_per_image(model: TokenModel, codes: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Negative log-likelihood of the tokens of an image on validation and test, given its label."""
-    device, metrics = model.levels.device, {}
-    for split in ("validation", "test"):
-        parts = zip(*(part.to(device).split(250) for part in codes[split]))
-        with torch.inference_mode():
-            values = torch.cat([model.logprob(tokens, labels) for tokens, labels in parts])
-        metrics[f"{split}_nats_per_image"] = -values.mean().item()
-    return metrics
+    return nats(lambda tokens, labels: -model.logprob(tokens, labels), codes, "per_image", model.levels.device)
 
 
 @processes.by_first
 @torch.inference_mode()
-def judged(
-    sample: Callable[..., Sample], paint: Callable[[Tensor], Tensor], n: int = 1000, num_classes: int = 16
+def nats(
+    of: Callable[[Tensor, Tensor], Tensor],
+    codes: dict[str, tuple[Tensor, Tensor]],
+    name: str,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Label accuracy of `n` balanced samples, their Fréchet distance to the validation images, and forwards per image.
+    """Mean of `of(tokens, labels)` (B,) on validation and test."""
+    metrics = {}
+    for split in ("validation", "test"):
+        parts = zip(*(part.to(device).split(250) for part in codes[split]))
+        metrics[f"{split}_nats_{name}"] = torch.cat([of(*part) for part in parts]).mean().item()
+    return metrics
+
+
+@torch.inference_mode()
+def drawn(
+    sample: Callable[..., Sample], paint: Callable[[Tensor], Tensor], n: int, num_classes: int = 16
+) -> tuple[Tensor, Tensor]:
+    """`n` images, each class as often as the others, and their labels.
 
     `sample(n, cond=, generator=)` draws tokens, 250 at a time; `paint` turns them into images.
     """
-    judge, cond = checkpoints.load("judge_shapes"), torch.arange(n) % num_classes
-    generator, images, forwards = torch.Generator().manual_seed(0), [], 0
-    for labels in cond.split(250):
-        drawn = sample(len(labels), cond=labels, generator=generator)
-        images.append(paint(drawn.tokens).clamp(-1, 1).cpu())
-        forwards = sum(drawn.trace.forwards.values())
-    images = torch.cat(images)
+    labels, generator = torch.arange(n) % num_classes, torch.Generator().manual_seed(0)
+    parts = [paint(sample(len(cond), cond=cond, generator=generator).tokens) for cond in labels.split(250)]
+    return torch.cat(parts).clamp(-1, 1).cpu(), labels
+
+
+@processes.by_first
+@torch.inference_mode()
+def judged(sample: Callable[..., Sample], paint: Callable[[Tensor], Tensor], n: int = 1000) -> dict[str, float]:
+    """Label accuracy of `n` balanced samples, and their Fréchet distance to the validation images; see `drawn`."""
+    judge, (images, labels) = checkpoints.load("judge_shapes"), drawn(sample, paint, n)
     real, seen = (batched(judge.features, x) for x in (singles("validation").images, images))
-    return {
-        "accuracy": label_accuracy(judge, images, cond),
-        "frechet": frechet_distance(real, seen),
-        "forwards": forwards,
-    }
+    return {"accuracy": label_accuracy(judge, images, labels), "frechet": frechet_distance(real, seen)}
 
 
 def guided(model: TokenModel, scale: float | Tensor) -> Callable[..., Sample]:
@@ -124,7 +131,6 @@ def as_generated(
         f"{name}_guidance_{scale:g}": value
         for scale in scales
         for name, value in judged(guided(model, scale), paint).items()
-        if name != "forwards"
     }
 
 

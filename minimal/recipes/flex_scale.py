@@ -98,7 +98,7 @@ def by_list(model: FlexScale, tokenizer: FlexScaleTokenizer, codes: dict) -> dic
     for name, scales in LISTS.items() | {("larger", LARGER)}:
         view = model.with_scales(scales)
         values = judged(guided(view, 2.0), shown(tokenizer, view))
-        metrics |= {f"{key}_steps_{name}": value for key, value in values.items() if key != "forwards"}
+        metrics |= {f"{key}_steps_{name}": value for key, value in values.items()}
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from minimal import checkpoints, processes
 from minimal.ar.any_order import AnyOrderGPT
 from minimal.ar.masked import MaskedTransformer, linear
 from minimal.metrics import batched, frechet_distance, label_accuracy, precision_recall
-from minimal.recipes.autoregressive import SIZE, Trained, as_generated, coded, fit_generator
+from minimal.recipes.autoregressive import SIZE, Trained, as_generated, coded, drawn, fit_generator, nats
 from minimal.recipes.tokenizers import singles
 from minimal.samplers.masked import ramp, sample_masked
 
@@ -42,28 +43,12 @@ def diagonals(rows: int, columns: int) -> Tensor:
 
 @processes.by_first
 @torch.inference_mode()
-def nats(of: Callable[[Tensor, Tensor], Tensor], codes: dict[str, tuple[Tensor, Tensor]], name: str):
-    """Mean of `of(tokens, labels)` (B,) on validation and test."""
-    metrics = {}
-    for split in ("validation", "test"):
-        parts = zip(*(part.split(250) for part in codes[split]))
-        metrics[f"{split}_nats_{name}"] = torch.cat([of(*part) for part in parts]).mean().item()
-    return metrics
-
-
-@processes.by_first
-@torch.inference_mode()
 def unmasked(model: MaskedTransformer, paint: Callable[[Tensor], Tensor], samplers: dict, n: int) -> dict[str, float]:
     """Label accuracy, Fréchet distance to the validation images and recall of `n` balanced samples, by sampler."""
-    judge, labels, metrics = checkpoints.load("judge_shapes"), torch.arange(n) % 16, {}
+    judge, metrics = checkpoints.load("judge_shapes"), {}
     real = batched(judge.features, singles("validation").images)
     for name, options in samplers.items():
-        generator = torch.Generator().manual_seed(0)
-        parts = [
-            sample_masked(model, len(cond), cond=cond, generator=generator, **options).tokens
-            for cond in labels.split(250)
-        ]
-        images = paint(torch.cat(parts)).clamp(-1, 1)
+        images, labels = drawn(partial(sample_masked, model, **options), paint, n)
         seen = batched(judge.features, images)
         metrics[f"accuracy_{name}"] = label_accuracy(judge, images, labels)
         metrics[f"frechet_{name}"] = frechet_distance(real, seen)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from minimal import checkpoints
 from minimal.ar.scale import NextScale
-from minimal.ar.self_refine import InputNoise, SelfRefinement, cross_entropy, predict
+from minimal.ar.self_refine import InputNoise, SelfRefinement, predict
+from minimal.nn.token_model import cross_entropy
 from minimal.recipes.autoregressive import BATCH, Trained, coded, guided, judged
 from minimal.samplers.cached import sample_cached
 from minimal.tokenizers.perturb import perturb_indices
