@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from minimal.ar.raster import RasterGPT
+from minimal.bench_batching import batching
+from minimal.bench_gpu import gpu
 from minimal.bench_scale import next_scale
+from minimal.bench_speculative import speculative
 from minimal.samplers.cached import sample_cached, sample_uncached
 from minimal.samplers.fast import FastRaster
 from minimal.tokenizers.fsq import FSQ
 from minimal.tokenizers.lfq import LFQ
 from minimal.tokenizers.residual import ResidualQuantizer
 from minimal.tokenizers.vq import VectorQuantizer
-
-JOBS: dict[str, Callable[[str], None]] = {}
 
 
 def main(job: str = "all", device: str = "cpu") -> None:
@@ -96,9 +97,6 @@ def decode(device: str = "cpu", rounds: int = 5) -> None:
             cases["x-transformers, cached"] = partial(other.generate, prompt, TOKENS, temperature=0.0, cache_kv=True)
         title, seconds = f"decode, batch {batch}", race(cases, rounds, device)
         report(title, seconds, batch * TOKENS, base="transformers, dynamic cache")
-
-
-JOBS["decode"] = decode
 
 
 def report(title: str, seconds: dict[str, float], tokens: int, base: str) -> None:
@@ -224,9 +222,6 @@ def llama_peer(model: RasterGPT):
     return peer
 
 
-JOBS["next_scale"] = partial(next_scale, race)
-
-
 # Quantizers: one step of training on 64 images of 256 tokens
 
 
@@ -255,9 +250,6 @@ def quantizers(device: str = "cpu", rounds: int = 7) -> None:
             f"{title:28s} {seconds['ours'] * 1e3:8.1f}   {seconds['peer'] * 1e3:8.1f}   {ratio:6.1f}   {target:6.0f}   "
             f"{share:>12s}   {other:12d}" + ("" if ratio >= target else "   below target")
         )
-
-
-JOBS["quantizers"] = quantizers
 
 
 def quantizer_pairs() -> dict[str, tuple]:
@@ -304,3 +296,8 @@ def quantizer_step(quantizer: nn.Module, z: Tensor) -> None:
     z = z.detach().requires_grad_()
     q, _, *losses = quantizer(z)
     (q.square().mean() + sum(loss.sum() for loss in losses)).backward()
+
+
+JOBS: dict[str, Callable[[str], None]] = {"decode": decode, "quantizers": quantizers} | {
+    job.__name__: partial(job, race) for job in (next_scale, speculative, batching, gpu)
+}

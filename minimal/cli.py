@@ -61,6 +61,7 @@ def sample(args):
     import torch
 
     from minimal import checkpoints, viz
+    from minimal.painting import text_of
 
     model = checkpoints.load(args.name, device(args.device))
     draw = draw_tokens if hasattr(model, "logits") else draw_flow if hasattr(model, "velocity") else None
@@ -69,6 +70,10 @@ def sample(args):
     cond = condition(model, args)
     cond = cond if cond is None else cond.to(args.device)
     generator = torch.Generator().manual_seed(args.seed)
+    if text := text_of(args.name):
+        return write(model, args, text, generator=generator)
+    if args.prompt is not None:
+        raise ValueError(f"{args.name} draws pictures; leave --prompt out")
     images, trace = draw(model, args, cond=cond, generator=generator)
     grid = viz.image_grid(images, ncol=min(args.n, 10))
     grid.figure.savefig(args.out, dpi=160)
@@ -96,9 +101,26 @@ def condition(model, args):
     return torch.arange(args.n) % classes if args.label is None else torch.full((args.n,), args.label)
 
 
+def write(model, args, text, **options):
+    """Print what a model of text writes, behind the prompt if there is one."""
+    if args.prompt is not None:
+        options["prompt"] = text.encode(args.prompt).to(args.device).expand(args.n, -1)
+    drawn = sample_tokens(model, args, **options)
+    print("\n\n".join(f"--- {i}\n{text.decode(row)}" for i, row in enumerate(drawn.tokens, start=1)))
+    trace = drawn.trace
+    print(f"\n{args.n} texts: {sum(trace.rows.values()) / args.n:.1f} forwards each, {trace.seconds:.2f} s in all")
+
+
 def draw_tokens(model, args, **options):
     """Images of an autoregressive or masked model, by one of its samplers; and their trace."""
-    from minimal.painting import painter, samplers_of
+    from minimal.painting import painter
+
+    drawn = sample_tokens(model, args, **options)
+    return painter(args.name, model, args.device)(drawn.tokens), drawn.trace
+
+
+def sample_tokens(model, args, **options):
+    from minimal.painting import samplers_of
     from minimal.samplers.guidance import Guided
 
     samplers = samplers_of(model)
@@ -107,8 +129,7 @@ def draw_tokens(model, args, **options):
     options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     if chosen == "masked":
         options["num_steps"] = args.steps or 8
-    drawn = samplers[chosen](guided, args.n, **options)
-    return painter(args.name, model, args.device)(drawn.tokens), drawn.trace
+    return samplers[chosen](guided, args.n, **options)
 
 
 def draw_flow(model, args, **options):
@@ -193,13 +214,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=positive, help="train for fewer or more steps than the recipe says")
     seed_and_device(p)
 
-    p = command(sample, "draw pictures from a trained network")
+    p = command(sample, "draw pictures or text from a trained network")
     p.add_argument("name", metavar="NAME", help="a shipped checkpoint (minimal doctor lists them) or a file")
     p.add_argument("--n", type=positive, default=20, help="how many (default: 20)")
     p.add_argument("--class", dest="label", type=int, metavar="ID", help="their class (default: all in turn)")
     p.add_argument("--caption", metavar="TEXT", help="scene_gpt: what to draw, like 'a large green star'")
+    p.add_argument("--prompt", metavar="TEXT", help="pydoc_ar and its like: the beginning of what it writes")
     p.add_argument("--guidance-scale", type=float, default=1.0, help="above 1: more typical of the class (default: 1)")
-    p.add_argument("--sampler", help="tokens: cached, uncached, jacobi, masked; flows: euler, midpoint, heun, rk4, map")
+    p.add_argument(
+        "--sampler", help="tokens: cached, jacobi, lookahead ...; flows: euler, heun, map ... (a wrong one lists them)"
+    )
     p.add_argument("--steps", type=positive, help="flows (default: 50, or 1 for a map) and masked models (default: 8)")
     p.add_argument("--temperature", type=float, default=1.0, help="tokens: 0 takes the likeliest (default: 1)")
     p.add_argument("--top-k", type=positive, help="tokens: only among the k likeliest")

@@ -31,6 +31,19 @@ def bits_per_dim(nats_per_image: Tensor | float, dims: int) -> Tensor | float:
     return nats_per_image / (dims * math.log(2))
 
 
+@torch.no_grad()
+def context_sensitivity(model: nn.Module, tokens: Tensor, cond: Tensor | None = None) -> float:
+    """Mean total variation between the next-token distributions after an example's own beginning and after another's.
+
+    0 for a model that ignores what it has read; such a model is easy to draft for, and a speed-up on it proves nothing.
+    Row i of `tokens` (B, N) gets the beginning of row i - 1, under its own label. Position 0 has no beginning.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"context is exchanged between examples, so give at least 2, got {len(tokens)}")
+    own, other = (model.logits(x, cond)[:, 1:].softmax(-1) for x in (tokens, tokens.roll(1, 0)))
+    return (own - other).abs().sum(-1).mean().item() / 2
+
+
 # Sets of images, seen through features
 
 

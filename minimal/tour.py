@@ -20,10 +20,15 @@ from tqdm import tqdm
 from minimal import checkpoints, data, recipes, viz
 from minimal.ar.histogram import Histogram
 from minimal.metrics import label_accuracy
+from minimal.recipes import any_subset
+from minimal.samplers.any_subset import sample_any_subset
 from minimal.samplers.cached import sample_cached, sample_uncached
+from minimal.samplers.cuda_graph import sample_static
 from minimal.samplers.flow import sample_flow, sample_flow_map
 from minimal.samplers.guidance import Guided
 from minimal.samplers.jacobi import sample_jacobi
+from minimal.samplers.lookahead import sample_lookahead
+from minimal.samplers.multi_draft import sample_multi_draft
 from minimal.samplers.speculative import sample_speculative
 from minimal.samplers.trace import Sample, multiply_adds
 
@@ -32,11 +37,12 @@ GUIDANCE = 1.5
 
 @dataclass
 class Models:
-    """What the rows draw from. `pixels`, `draft` and `codes` are guided token models."""
+    """What the rows draw from. `pixels`, `draft`, `subset` and `codes` are guided token models."""
 
     pixels: nn.Module
     draft: nn.Module
     pixel_tokenizer: nn.Module
+    subset: nn.Module
     codes: nn.Module
     code_tokenizer: nn.Module
     flow: nn.Module
@@ -62,7 +68,15 @@ ROWS = [
     Row(
         "pixels, speculative", lambda m, n, **o: sample_speculative(m.pixels, m.draft, n, k=6, **o), "same distribution"
     ),
+    Row(
+        "pixels, many drafts",
+        lambda m, n, **o: sample_multi_draft(m.pixels, m.draft, n, k=4, depth=6, **o),
+        "same distribution",
+    ),
     Row("pixels, Jacobi", lambda m, n, **o: sample_jacobi(m.pixels, n, block=16, **o), "same tokens"),
+    Row("pixels, lookahead", lambda m, n, **o: sample_lookahead(m.pixels, n, **o), "same tokens"),
+    Row("pixels, static step", lambda m, n, **o: sample_static(m.pixels, n, **o), "same tokens"),
+    Row("pixels, any subset", lambda m, n, **o: sample_any_subset(m.subset, n, k=8, **o), "another model"),
     Row("VQ codes, cached", lambda m, n, **o: sample_cached(m.codes, n, **o), "another model", "code_tokenizer"),
     Row(
         "flow, 50 steps",
@@ -130,7 +144,7 @@ def build(
     print(likelihoods(pixels, encode, train, test))
     others = {role: module.to(device) for role, module in tour.others(seed, device).items()}
     models = Models(Guided(pixels, GUIDANCE), Guided(draft, GUIDANCE), recipes.pixel_tokenizer(train), **others)
-    models.codes = Guided(models.codes, GUIDANCE)
+    models.codes, models.subset = Guided(models.codes, GUIDANCE), Guided(models.subset, GUIDANCE)
     return models, checkpoints.load(tour.judge, device), test
 
 
@@ -154,12 +168,19 @@ def likelihoods(model: nn.Module, encode: Callable, train: data.Images, test: da
 def shipped(seed: int, device: str) -> dict[str, nn.Module]:
     """The other networks of the digits come as checkpoints; `minimal train NAME` makes each anew."""
     names = {
+        "subset": "digits_any_subset",
         "codes": "digits_vq_prior",
         "code_tokenizer": "digits_vq",
         "flow": "digits_flow",
         "mean_flow": "digits_mean_flow",
     }
     return {role: checkpoints.load(name, device) for role, name in names.items()}
+
+
+def mnist_networks(seed: int, device: str) -> dict[str, nn.Module]:
+    """Those of MNIST are trained now."""
+    subset, _ = any_subset.fit_pixel_subsets(mnist, steps=500, seed=seed, device=device)
+    return {"subset": subset, **recipes.tour_networks(mnist, seed, device)}
 
 
 def mnist(split: str) -> data.Images:
@@ -186,7 +207,7 @@ TOURS = {
         steps=700,
         dropout=0.0,
         judge="judge_mnist14",
-        others=lambda *options: recipes.tour_networks(mnist, *options),
+        others=mnist_networks,
     ),
 }
 

@@ -9,6 +9,7 @@ import torch
 
 import minimal
 from minimal import checkpoints, cli, doctor
+from minimal.ar.any_subset import AnySubsetGPT
 from minimal.ar.masked import MaskedTransformer
 from minimal.ar.raster import RasterGPT
 from minimal.ar.scale import NextScale
@@ -234,6 +235,13 @@ def tiny_map(tmp_path):
 
 
 @pytest.fixture
+def tiny_subset(tmp_path):
+    path = tmp_path / "tiny_subset.safetensors"
+    checkpoints.save(AnySubsetGPT(5, 16, num_classes=3, grid_width=4, dim=16, layers=1, heads=2), path)
+    return path
+
+
+@pytest.fixture
 def tiny_pyramid(tmp_path):
     path = tmp_path / "shapes_var.safetensors"  # the name says which tokenizer paints
     checkpoints.save(NextScale(256, 8, (1, 2, 4, 8), num_classes=3, dim=16, layers=1, heads=2), path)
@@ -258,7 +266,9 @@ def tiny_captions(tmp_path):
 @pytest.mark.parametrize("network, options, forwards", [
     ("tiny_gpt", (), "16.0 forwards"),
     ("tiny_gpt", ("--sampler", "jacobi", "--guidance-scale", 1.5, "--top-k", 3), "forwards"),
+    ("tiny_gpt", ("--sampler", "lookahead", "--top-k", 3), "forwards"),
     ("tiny_gpt", ("--class", 2, "--temperature", 0), "16.0 forwards"),
+    ("tiny_subset", ("--guidance-scale", 1.5), "forwards"),
     ("tiny_pyramid", ("--guidance-scale", 2), "4.0 forwards"),
     ("tiny_masked", (), "8.0 forwards"),
     ("tiny_masked", ("--steps", 3, "--class", 1), "3.0 forwards"),
@@ -275,6 +285,18 @@ def test_sample_draws_a_picture(network, options, forwards, request, tmp_path, c
     assert forwards in capsys.readouterr().out
 
 
+def test_sample_writes_text_behind_a_prompt(tmp_path, capsys):
+    path = tmp_path / "pydoc_tiny.safetensors"  # the name says that its tokens are characters
+    checkpoints.save(RasterGPT(96, 32, dim=16, layers=1, heads=2), path)
+    assert run("sample", path, "--n", 2, "--prompt", "The lambda") == 0
+    said = capsys.readouterr().out
+    assert said.count("The lambda") == 2 and "2 texts: 22.0 forwards each" in said
+    assert run("sample", path, "--prompt", "x" * 33) == 1
+    assert "longer than the context of 32" in capsys.readouterr().err
+    assert run("sample", path, "--prompt", "\u00fc") == 1
+    assert "not in the vocabulary" in capsys.readouterr().err
+
+
 def test_the_seed_decides_what_is_drawn(tiny_gpt, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert run("sample", tiny_gpt, "--n", 2, "--seed", seed, "--out", tmp_path / f"{name}.png") == 0
@@ -284,9 +306,10 @@ def test_the_seed_decides_what_is_drawn(tiny_gpt, tmp_path):
 
 @pytest.mark.parametrize("network, options, said", [
     ("tiny_gpt", ("--class", 3), "class 3 is not among the 3 classes"),
-    ("tiny_gpt", ("--sampler", "euler"), "predicts tokens; its samplers are cached, uncached, jacobi"),
+    ("tiny_gpt", ("--sampler", "euler"), "predicts tokens; its samplers are cached, uncached, jacobi, lookahead"),
     ("tiny_gpt", ("--top-p", 2), "top_p"),
     ("tiny_gpt", ("--caption", "a star"), "reads no captions"),
+    ("tiny_gpt", ("--prompt", "The"), "draws pictures"),
     ("tiny_captions", (), "reads captions"),
     ("tiny_captions", ("--caption", "a purple cow"), "at most 16 words out of"),
     ("tiny_pyramid", ("--sampler", "jacobi"), "its samplers are cached, uncached, not jacobi"),

@@ -37,6 +37,39 @@ def test_bits_per_dim_refuses_what_is_no_likelihood(nats, dims):
         metrics.bits_per_dim(nats, dims)
 
 
+# Context
+
+
+class Looks(torch.nn.Module):
+    """Probability `share` on the token before, the rest on token 0; a token model with the given sensitivity."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def logits(self, tokens, cond=None):
+        last = torch.nn.functional.one_hot(tokens.roll(1, 1), 3).double()
+        return (self.share * last + (1 - self.share) * torch.eye(3, dtype=torch.double)[0]).log()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_context_sensitivity_is_the_share_of_a_forecast_that_the_context_decides(share):
+    tokens = torch.tensor([[1, 1, 1, 0], [2, 2, 2, 0]])
+    assert metrics.context_sensitivity(Looks(share), tokens) == pytest.approx(share)
+
+
+def test_context_sensitivity_exchanges_beginnings_but_not_labels():
+    tokens, cond = torch.tensor([[1, 1, 0], [1, 1, 0]]), torch.tensor([0, 1])
+
+    class Labelled(Looks):
+        def logits(self, tokens, cond):
+            return super().logits(tokens) + 9 * cond[:, None, None] * torch.eye(3)[2]
+
+    assert metrics.context_sensitivity(Labelled(0.5), tokens, cond) == 0
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.context_sensitivity(Looks(0.5), tokens[:1])
+
+
 # Fréchet distance
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from minimal import checkpoints, recipes
+from minimal.recipes import text
 
 
 def test_a_recipe_saves_a_checkpoint_that_says_how_it_was_made(tmp_path):
@@ -55,3 +56,31 @@ def test_training_never_sees_held_out_images():
     recipes.fit_tokens(model, encode, spy, steps=1, progress=False)
     assert seen == ["train", "validation"]
     assert not torch.equal(model.head.weight, torch.zeros_like(model.head.weight))
+
+
+def test_windows_cut_a_text_without_overlap():
+    assert text.windows(torch.arange(11), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("name", ["pydoc_ar", "pydoc_draft"])
+def test_the_shipped_text_models_are_as_good_as_their_headers_say_and_better_than_character_frequencies(name):
+    train, held_out = (text.pydoc(split).tokens for split in ("train", "validation"))
+    share = (train.bincount(minlength=96) + 0.1) / (len(train) + 9.6)
+    frequencies = -share[held_out].log().mean().item()
+    metrics = checkpoints.header(name)["metrics"]
+    measured = text.nats_per_character(checkpoints.load(name), text.windows(held_out)[:40])
+    assert measured == pytest.approx(metrics["validation_nats_per_character"], abs=0.1)  # a third of the windows
+    assert metrics["test_nats_per_character"] < frequencies - 1
+
+
+def test_text_is_trained_on_the_training_split_alone():
+    seen = []
+    model = text.text_gpt(text.pydoc("train"), dim=16, layers=1, heads=2)
+
+    def spy(split):
+        seen.append(split)
+        return text.pydoc(split)
+
+    history = text.fit_text(model, spy, steps=2, batch_size=2, progress=False)
+    assert seen == ["train", "validation"]
+    assert 3 < history.best < 4.7  # near the uniform log(96) = 4.56

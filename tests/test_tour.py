@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from minimal import data, recipes, tour
+from minimal.ar.any_subset import AnySubsetGPT
 from minimal.ar.raster import RasterGPT
 from minimal.flows.flow_matching import FlowMatching
 from minimal.flows.mean_flow import MeanFlow
@@ -28,6 +29,7 @@ def models():
         guided(recipes.pixel_gpt(digits, dim=16, layers=2, heads=2)),
         guided(recipes.pixel_gpt(digits, **recipes.DRAFT)),
         recipes.pixel_tokenizer(digits),
+        guided(AnySubsetGPT(17, 64, 10, grid_width=8, dim=16, layers=1, heads=2)),
         guided(RasterGPT(9, 16, 10, grid_width=4, dim=16, layers=1, heads=2)),
         codes,
         FlowMatching(num_classes=10, width=16, depth=1).eval(),
@@ -41,7 +43,7 @@ def results(models):
 
 
 def test_every_row_draws_images_of_every_class(results):
-    assert len(results) == len(tour.ROWS) >= 8
+    assert len(results) == len(tour.ROWS) >= 12
     assert all(r.images.shape == (10, 1, 8, 8) and r.images.abs().max() <= 1 for r in results)
 
 
@@ -52,7 +54,9 @@ def test_forwards_are_those_of_the_methods(results):
     assert forwards["flow, 50 steps"] == {"velocity": 50}
     assert forwards["mean flow, 1 step"] == {"average velocity": 1}
     assert 64 / 7 <= forwards["pixels, speculative"]["target"] <= 64
-    assert forwards["pixels, Jacobi"]["target"] <= 64
+    assert 64 / 7 <= forwards["pixels, many drafts"]["target"] <= 64
+    assert max(forwards[f"pixels, {name}"]["target"] for name in ("Jacobi", "lookahead", "any subset")) <= 64
+    assert forwards["pixels, static step"] == {"target": 64}
 
 
 def test_a_cache_saves_multiply_adds(results):
@@ -62,7 +66,8 @@ def test_a_cache_saves_multiply_adds(results):
 
 def test_rows_that_promise_the_same_tokens_keep_their_word(results):
     promises = {r.row.name: r.promise for r in results}
-    assert promises["pixels, cached"] == promises["pixels, Jacobi"] == "same tokens"
+    for name in ("cached", "Jacobi", "lookahead", "static step"):
+        assert promises[f"pixels, {name}"] == "same tokens"
 
 
 def test_a_broken_promise_is_told(models):

@@ -97,6 +97,9 @@ class Markov(TokenModel):
         label = torch.full_like(before[:, :1], self.num_classes) if cond is None else cond[:, None]
         return self.table[label, before]
 
+    def tree_logits(self, inputs, depth, ancestors, cache):
+        return self.table[self.num_classes, inputs + 1]  # without labels: the parent is not asked, the node decides
+
     def new_cache(self, batch, capacity=None, kind=KVCache):
         return kind(1, batch, 1, capacity or self.length, 1)
 

@@ -14,11 +14,12 @@ of every token model: nn/token_model.py.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
-from minimal.nn.masks import not_after
+from minimal.nn.masks import ancestor, not_after
 from minimal.nn.module import arguments
 from minimal.nn.rope import raster_coordinates, rotary
 from minimal.nn.token_model import TokenModel
@@ -73,12 +74,16 @@ class RasterGPT(TokenModel):
     def forward(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
         """Inputs (B, n) -> logits (B, n, V) of what follows each. With a cache, they continue what it holds."""
         n = inputs.shape[1]
-        rotation, mask = self.places(n, cache)
+        logits = self.run(inputs, *self.places(n, cache), cache)
+        if cache is not None:
+            cache.advance(n)
+        return logits
+
+    def run(self, inputs: Tensor, rotation: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """The network itself, for inputs (B, n) anywhere in a sequence: `places` and `tree_places` say where."""
         x = self.dropout(self.embedding(inputs))
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, mask, cache, layer)
-        if cache is not None:
-            cache.advance(n)
         return self.head(self.norm(x))
 
     def places(self, n: int, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
@@ -93,6 +98,25 @@ class RasterGPT(TokenModel):
             return rotation, None  # a single new query sees every key there is
         mask = not_after(query, query if cache is None else cache.key_positions(n))
         return (rotation[:, None], mask[:, None]) if query.ndim == 2 else (rotation, mask)
+
+    def tree_logits(self, inputs: Tensor, depth: Tensor, ancestors: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, m, V) of what follows each node of a tree of guesses that hangs on what `cache` holds.
+
+        Node i is input `inputs[:, i]` (B, m), `depth[i]` (m,) places behind the first one not cached. It sees all that
+        is cached, and node j where `ancestors[i, j]` (m, m), True on the diagonal. The new keys are appended but not
+        counted: the next pass overwrites them, unless `cache.keep(nodes)` makes a branch of them permanent.
+        """
+        return self.run(inputs, *self.tree_places(depth, ancestors, cache), cache)
+
+    def tree_places(self, depth: Tensor, ancestors: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Rotations (m, d / 2) and mask (m, T) of the nodes of a tree, or both with leading (B, 1)."""
+        first, m = cache.positions(1), len(depth)
+        rotation = rotary(self.coordinates[first + depth + self.cond_length - 1], self.blocks[0].attention.head_dim)
+        node = (cache.key_positions(m) - first).clamp(-1, m)  # the node in each slot: -1 if older, m if empty
+        # all that is cached is one ancestor of every node, in front of them; what is empty is nobody's, behind them
+        family = ancestor(F.pad(F.pad(ancestors, (1, 0, 1, 0), value=True), (0, 1, 0, 1)))
+        mask = family(torch.arange(1, m + 1, device=node.device), node + 1)
+        return (rotation[:, None], mask[:, None]) if first.ndim == 2 else (rotation, mask)
 
     def logits(
         self, tokens: Tensor, cond: Tensor | None = None, *, cache: KVCache | None = None, n: int | None = None

@@ -8,12 +8,15 @@ key-value heads.
     KVCache          one length for all rows, an int; returns the filled slice, so no work is wasted. The default.
     StaticKVCache    a length per row, in a tensor; always returns the whole buffer, the mask hides the rest. Shapes and
                      addresses never change and nothing is read back to the host: for ragged batches and CUDA graphs.
+    PagedKVCache     the same, in blocks from a common pool that rows take as they grow: nn/paged_cache.py.
     SlidingKVCache   the first S keys (attention sinks, 2309.17453) and the last W - S: memory stays W for ever.
 
 All have `append`, `advance`, `truncate` (speculative roll-back), `reorder` (beam search, dropping finished rows),
 `length`, `positions(n)` of the next n queries and `key_positions(n)` of the slots that `append` will return; the model
-makes its mask from these two.
+makes its mask from these two. The first two can also `keep` one branch of a tree of guesses.
 """
+
+import copy
 
 import torch
 from torch import Tensor
@@ -76,6 +79,22 @@ class KVCache:
             raise ValueError(f"cannot truncate a cache of length {self.length} to {length}")
         self.length = length
 
+    def keep(self, nodes: Tensor) -> None:
+        """Of the keys that a tree pass appended, keep one branch per row, `nodes` (B, r), as if only it had been fed.
+
+        Nodes number the inputs of that pass from 0. Keys carry their positions, so they may move to another slot. Where
+        rows keep less than r, `truncate` afterwards.
+        """
+        rows, r = self.k.shape[1], nodes.shape[1]
+        first = self.prefix + self.positions(1).view(-1, 1)
+        old = first + nodes.repeat(rows // len(nodes), 1)  # a guided model's null half keeps the same branch
+        new = first + torch.arange(r, device=nodes.device)
+        for buffer in (self.k, self.v):
+            shape = (*buffer.shape[:3], r, buffer.shape[4])
+            old_slots, new_slots = (slot.expand(rows, r)[None, :, None, :, None].expand(shape) for slot in (old, new))
+            buffer.scatter_(3, new_slots, buffer.gather(3, old_slots))
+        self.advance(r)
+
     def reorder(self, index: Tensor) -> None:
         """Make row i what row `index[i]` was; rows may repeat (beams) or vanish (finished requests).
 
@@ -130,6 +149,23 @@ class StaticKVCache(KVCache):
     def reorder(self, index: Tensor) -> None:
         super().reorder(index)
         self.length = self.length.index_select(0, index)
+
+    def rows(self, start: int, end: int) -> "StaticKVCache":
+        """Rows `start` to `end` as a cache for a smaller batch, on the same memory. Append and advance it, no more."""
+        part = copy.copy(self)
+        part.k, part.v, part.length = self.k[:, start:end], self.v[:, start:end], self.length[start:end]
+        return part
+
+    def fork(self, source: int, row: int) -> None:
+        """Make `row` what row `source` is. Copies what is filled and no more, so it reads one length back."""
+        n = int(self.length[source])
+        self.k[:, row, :, :n] = self.k[:, source, :, :n]
+        self.v[:, row, :, :n] = self.v[:, source, :, :n]
+        self.length[row] = n
+
+    def release(self, row: int) -> None:
+        """Empty one row."""
+        self.length[row] = 0
 
 
 class SlidingKVCache(KVCache):

@@ -11,7 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minimal import checkpoints, judge, processes
-from minimal.recipes import autoregressive, captions, flex_scale, masked, neighbour, self_refine, start, tokenizers
+from minimal.recipes import (
+    any_subset,
+    autoregressive,
+    captions,
+    flex_scale,
+    jacobi_forcing,
+    masked,
+    neighbour,
+    self_refine,
+    start,
+    text,
+    tokenizers,
+)
 from minimal.recipes.start import (
     DRAFT,
     Trained,
@@ -64,5 +76,8 @@ RECIPES: dict[str, Callable[..., Trained]] = {
     **neighbour.RECIPES,
     **masked.RECIPES,
     **self_refine.RECIPES,
+    **text.RECIPES,
+    **any_subset.RECIPES,
+    **jacobi_forcing.RECIPES,
     **{name: judge_recipe(name) for name in judge.RECIPES},
 }

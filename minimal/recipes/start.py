@@ -43,10 +43,6 @@ def fit_tokens(
     train, validation = data("train"), data("validation")
     model.to(device)
 
-    def batch(batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(train), (batch_size,), generator=generator)
-        return encode(random_shift(train.images[rows], generator, share=0.5)).to(device), train.labels[rows].to(device)
-
     held_out, labels = encode(validation.images).to(device), validation.labels.to(device)
 
     def nats_per_token(step: int) -> float:
@@ -54,7 +50,7 @@ def fit_tokens(
 
     return fit(
         model,
-        batch,
+        shifted(train, encode, device),
         adamw(model, lr),
         steps=steps,
         batch_size=batch_size,
@@ -64,6 +60,16 @@ def fit_tokens(
         validate_every=max(1, min(100, steps // 4)),
         **options,
     )
+
+
+def shifted(train: Images, encode: Callable[[Tensor], Tensor], device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Batches of tokens and labels; every other image is moved a little."""
+
+    def batch(batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(train), (batch_size,), generator=generator)
+        return encode(random_shift(train.images[rows], generator, share=0.5)).to(device), train.labels[rows].to(device)
+
+    return batch
 
 
 def logprob(model: nn.Module, tokens: Tensor, labels: Tensor | None, batch_size: int = 500) -> Tensor:

@@ -9,6 +9,7 @@ arithmetic or memory count. `FastRaster` holds the weights of a `RasterGPT` in a
     softmax scale folded           into the query columns of the projection
     a short norm                   x * rsqrt(|x|^2 / D + eps), without the library's conversions
     plain attention for one query  two small products and a softmax cost less than the fused kernel's set-up
+    rotations from a table         made once for all positions, a pass takes a slice
 
 It has the face of the model, so every sampler takes it; its logits equal the model's to rounding. Inference only, and a
 snapshot: make it again after training on.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from minimal.ar.raster import RasterGPT
 from minimal.nn.cache import KVCache
+from minimal.nn.rope import rotary
 
 
 class FastRaster(RasterGPT):
@@ -35,6 +37,7 @@ class FastRaster(RasterGPT):
         with torch.no_grad():
             self.layers = [self.pack(block) for block in model.blocks]
             self.head_weight = fold(model.norm, model.head)
+            self.rotations = complex_of(rotary(model.coordinates, model.blocks[0].attention.head_dim), self.head_weight)
             self.eps = torch.full((1, 1), model.norm.eps, dtype=self.head_weight.dtype, device=self.head_weight.device)
         self.eval()
 
@@ -53,12 +56,21 @@ class FastRaster(RasterGPT):
             feed_forward.out.weight.mT.contiguous(),
         )
 
-    def forward(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
+    def places(self, n: int, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
+        if type(cache) is not KVCache:
+            return super().places(n, cache)
+        end = cache.length + self.cond_length - 1 + n  # keys, the new ones included
+        rotation = self.rotations[end - n : end]
+        if n == 1:
+            return rotation, None
+        # to be added to scores: a boolean mask would be turned into this one in every layer
+        return rotation, self.eps.new_full((n, end), -torch.inf).triu(end - n + 1)
+
+    def run(self, inputs: Tensor, rotation: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, n = inputs.shape
         attention, eps = self.blocks[0].attention, self.eps
         H, G, d = attention.heads, attention.kv_heads, attention.head_dim
-        rotation, mask = self.places(n, cache)
-        rotation = rotation.to(torch.complex64 if self.head_weight.dtype != torch.float64 else torch.complex128)
+        rotation = complex_of(rotation, eps)
         x = self.embedding(inputs).view(B * n, -1)
         for layer, (qkv, out, gate_up, down) in enumerate(self.layers):
             heads = torch.mm(rms(x, eps), qkv).view(B, n, H + 2 * G, d).transpose(1, 2)  # (B, H + 2G, n, d)
@@ -69,14 +81,17 @@ class FastRaster(RasterGPT):
             x = torch.addmm(x, attend(q, k, v, mask), out)
             gate, up = torch.mm(rms(x, eps), gate_up).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down)
-        if cache is not None:
-            cache.advance(n)
         return torch.mm(rms(x, eps), self.head_weight).view(B, n, -1)
 
 
 def fold(norm: nn.Module, linear: nn.Module) -> Tensor:
     """The matrix (in, out) of norm weight and projection together."""
     return (linear.weight * norm.weight).mT.contiguous()
+
+
+def complex_of(rotation: Tensor, like: Tensor) -> Tensor:
+    """`rotation` in the precision of `like`; complex numbers come in float32 and float64 only."""
+    return rotation.to(torch.complex64 if like.dtype != torch.float64 else torch.complex128)
 
 
 def rms(x: Tensor, eps: Tensor) -> Tensor:

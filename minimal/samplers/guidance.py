@@ -38,14 +38,32 @@ class Guided(nn.Module):
         self.train(model.training)
 
     def logits(
-        self, tokens: Tensor, cond: Tensor | None = None, *, cache: KVCache | None = None, n: int | None = None
+        self,
+        tokens: Tensor,
+        cond: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        n: int | None = None,
+        **places: Tensor,
     ) -> Tensor:
-        """Guided logits, shaped as the inner model's. `cond`, (B,) labels or (B, P) captions, is required."""
+        """Guided logits, shaped as the inner model's. `cond`, (B,) labels or (B, P) captions, is required.
+
+        `places`: the levels (B, N) and asked places (B, Q) that an any-subset model reads beside.
+        """
         if cond is None:
             raise ValueError("guidance needs labels: pass cond, a long tensor (B,)")
-        position = self.positions(tokens, cache, n)
+        position = places["asked"] if "asked" in places else self.positions(tokens, cache, n)
         both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
-        conditional, null = self.model.logits(tokens.repeat(2, 1), both, cache=cache, n=n).chunk(2)
+        places = {name: place.repeat(2, 1) for name, place in places.items()}
+        conditional, null = self.model.logits(tokens.repeat(2, 1), both, cache=cache, n=n, **places).chunk(2)
+        scale = self.scale[position.clamp(max=self.length - 1)][..., None].to(null.dtype)
+        return torch.lerp(null, conditional, scale)
+
+    def tree_logits(self, inputs: Tensor, depth: Tensor, ancestors: Tensor, cache: KVCache) -> Tensor:
+        """Guided logits behind each node of a tree of tokens, as the inner model's."""
+        both = self.model.tree_logits(inputs.repeat(2, 1), depth, ancestors, cache)
+        conditional, null = both.chunk(2)
+        position = (cache.positions(1) + depth).expand(2 * len(inputs), -1)[: len(inputs)]
         scale = self.scale[position.clamp(max=self.length - 1)][..., None].to(null.dtype)
         return torch.lerp(null, conditional, scale)
 

@@ -82,10 +82,17 @@ def sample_logits(logits: Tensor, *, generator: torch.Generator | None = None, *
     return draw(logits, u.to(logits.device), **filters)
 
 
-def uniform_noise(n: int, length: int, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Tensor:
-    """One number in [0, 1) per image and position, (n, length).
+def uniform_noise(
+    n: int,
+    length: int,
+    generator: torch.Generator | None,
+    device: torch.device | str = "cpu",
+    numbers: int | None = None,
+) -> Tensor:
+    """One number in [0, 1) per image and position, (n, length), or several, (n, length, numbers).
 
     Drawn up front and image by image: sample i is then the same whatever the batch size and whatever sampler uses it.
     (A generator on a CPU fills rows in order. One on a GPU promises only that equal calls give equal numbers.)
     """
-    return torch.rand(n, length, generator=generator, device=generator.device if generator else "cpu").to(device)
+    shape = (n, length) if numbers is None else (n, length, numbers)
+    return torch.rand(shape, generator=generator, device=generator.device if generator else "cpu").to(device)

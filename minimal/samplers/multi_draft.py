@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from minimal.nn.cache import KVCache, StaticKVCache
 from minimal.samplers.cached import finished, new_canvas
-from minimal.samplers.logits import inverse_cdf, probabilities
+from minimal.samplers.logits import inverse_cdf, probabilities, uniform_noise
 from minimal.samplers.optimal_transport import k_seq_scale, normalised
 from minimal.samplers.speculative import check_pair
 from minimal.samplers.trace import Sample, Trace
@@ -169,8 +169,7 @@ def sample_multi_draft(
     canvas, first = new_canvas(model, n, cond, prompt, spare=depth + 1, **filters)
     N, device = model.length, canvas.device
     draft.check(canvas[:, :first], cond)
-    source = generator.device if generator else "cpu"
-    noise = torch.rand(n, N + depth + 1, 2 * k + 1, generator=generator, device=source).to(device)
+    noise = uniform_noise(n, N + depth + 1, generator, device, numbers=2 * k + 1)
     canvas = canvas.repeat(k, 1)  # chain c of image i is row c n + i
     cond = None if cond is None else cond.repeat(k)
     kind = KVCache if n == 1 else StaticKVCache  # the chains of one image are equally long

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minimal.nn.cache import KVCache, StaticKVCache
 from minimal.samplers.cached import finished, new_canvas
-from minimal.samplers.logits import inverse_cdf, probabilities
+from minimal.samplers.logits import inverse_cdf, probabilities, uniform_noise
 from minimal.samplers.trace import Sample, Trace
 
 
@@ -41,6 +41,13 @@ def verify(p: Tensor, q: Tensor, drafts: Tensor, coins: Tensor, repair: Tensor) 
     return kept, inverse_cdf(torch.where(empty, p_next, residual), repair[row, kept])
 
 
+def verify_greedy(logits: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
+    """The same at temperature 0, where p is all on one token: keep what the target's `logits` (B, k + 1, V) choose."""
+    best = logits.argmax(-1)
+    kept = (best[:, :-1] == drafts).cumprod(-1).sum(-1)
+    return kept, best.gather(1, kept[:, None]).squeeze(1)
+
+
 @torch.inference_mode()
 def sample_speculative(
     model: nn.Module,
@@ -55,35 +62,43 @@ def sample_speculative(
 ) -> Sample:
     """Draw `n` samples of `model` with `k` guesses of `draft` per round; `filters` as in logits.py apply to both.
 
-    Rows advance at their own pace. `trace.drafted` counts guesses that a coin decided on, so `trace.acceptance` is the
-    mean of 1 - TV(p, q) over the prefixes that were visited.
+    `temperature=0` is greedy decoding of `model`: a guess is kept if the target would have chosen it. Rows advance at
+    their own pace. `trace.drafted` counts guesses that were decided on, so `trace.acceptance` is the mean of
+    1 - TV(p, q) over the prefixes that were visited, up to chance.
     """
     check_pair(model, draft, k)
     canvas, first = new_canvas(model, n, cond, prompt, spare=k + 1, **filters)
     N, device = model.length, canvas.device
     draft.check(canvas[:, :first], cond)
-    noise = torch.rand(n, N + k + 1, 3, generator=generator, device=generator.device if generator else "cpu").to(device)
+    noise = uniform_noise(n, N + k + 1, generator, device, numbers=3)
     kind = KVCache if n == 1 else StaticKVCache  # one row needs no lengths per row
     target_cache, draft_cache = model.new_cache(n, N + k + 1, kind), draft.new_cache(n, N + k + 1, kind)
     target_lacks = draft_lacks = first  # rows before the next position that a cache has not seen
-    row = torch.arange(n, device=device)[:, None]
+    row, ahead = torch.arange(n, device=device)[:, None], torch.arange(k + 1, device=device)
+    greedy = filters.get("temperature") == 0
     length = torch.full((n,), first, device=device)
     trace = Trace()
-    while (active := length < N).any():
-        rows = int(active.sum())
-        window = length[:, None] + torch.arange(k + 1, device=device)  # positions that this round may fill
+    while rows := int((length < N).sum()):
+        window = length[:, None] + ahead  # positions (n, k + 1) that this round may fill
         u_draft, coins, repair = noise[row, window].unbind(-1)
-        q = []
+        drafts, q = [], []
         for i in range(k):
             new = draft_lacks + 1 if i == 0 else 1
             logits = draft.logits(canvas, cond, cache=draft_cache, n=new)[:, -1]
             trace.count("draft", rows, new)
-            q.append(probabilities(logits, **filters))
-            canvas.scatter_(1, window[:, i : i + 1], inverse_cdf(q[-1], u_draft[:, i])[:, None])
+            if greedy:
+                drafts.append(logits.argmax(-1))
+            else:
+                q.append(probabilities(logits, **filters))
+                drafts.append(inverse_cdf(q[i], u_draft[:, i]))
+            canvas.scatter_(1, window[:, i : i + 1], drafts[i][:, None])
         logits = model.logits(canvas, cond, cache=target_cache, n=target_lacks + k + 1)[:, -k - 1 :]
         trace.count("target", rows, target_lacks + k + 1)
-        drafts = canvas.gather(1, window[:, :k])
-        kept, token = verify(probabilities(logits, **filters), torch.stack(q, 1), drafts, coins[:, :k], repair)
+        drafts = torch.stack(drafts, 1)
+        if greedy:
+            kept, token = verify_greedy(logits, drafts)
+        else:
+            kept, token = verify(probabilities(logits, **filters), torch.stack(q, 1), drafts, coins[:, :k], repair)
         canvas.scatter_(1, (length + kept)[:, None], token[:, None])
         room = (N - length).clamp(max=k)  # guesses beyond the end of the image do not count
         trace.accepted += int(kept.minimum(room).sum())

@@ -11,6 +11,7 @@ from tiny import close, learn_by_heart, seeded, tiny_gpt
 from minimal.ar.raster import RasterGPT
 from minimal.nn.cache import KVCache, SlidingKVCache, StaticKVCache
 from minimal.samplers.cached import sample_cached, sample_uncached
+from minimal.samplers.fast import FastRaster
 from minimal.samplers.guidance import Guided
 from minimal.samplers.jacobi import sample_jacobi
 from minimal.samplers.speculative import sample_speculative
@@ -407,3 +408,108 @@ def test_with_a_length_per_row_the_number_of_rows_must_be_given():
     model = tiny_gpt()
     with pytest.raises(ValueError, match="how many rows"):
         model.logits(TOKENS, cache=model.new_cache(2, kind=StaticKVCache))
+
+
+# Trees: many continuations of one prefix in a single pass
+
+
+def family(parents):
+    """Depth (m,) and ancestor matrix (m, m) of a tree of which each node names an earlier one as parent, or -1."""
+    ancestors = torch.eye(len(parents), dtype=torch.bool)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            ancestors[i] |= ancestors[parent]
+    return ancestors.sum(1) - 1, ancestors
+
+
+def branch(ancestors, i):
+    """The nodes on the way to node i, itself included."""
+    return ancestors[i].nonzero().flatten()
+
+
+TREES = {
+    "chain": [-1, 0, 1, 2],
+    "two branches": [-1, 0, 1, 0, 3],
+    "bushy": [-1, 0, 0, 1, 1, 2, 5],
+    "forest": [-1, -1, 0, 1, 2],
+}
+
+
+@pytest.mark.parametrize("parents", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
+@pytest.mark.parametrize("what", ["plain", "guided", "fast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tree_in_one_pass_equals_a_pass_per_branch(parents, kind, what, dtype):
+    model = tiny_gpt(dtype=dtype)
+    if what == "guided":
+        model = Guided(model, torch.linspace(0.5, 2, model.length))
+    if what == "fast":
+        model = FastRaster(model)
+    prefix, cond, (depth, ancestors) = random_tokens(model, 2, 5), labels(0, 2), family(parents)
+    nodes = torch.randint(model.vocab_size, (2, len(parents)), generator=seeded(3))
+    cache = model.new_cache(2, kind=kind)
+    model.logits(prefix, cond, cache=cache, n=5)  # has read tokens 0 to 3: node 0 stands for token 4
+    got = model.tree_logits(nodes, depth, ancestors, cache)
+    for i in range(len(parents)):
+        alone = torch.cat((prefix[:, :4], nodes[:, branch(ancestors, i)], prefix[:, :1]), dim=1)
+        expected = model.logits(alone, cond)[:, -1]
+        torch.testing.assert_close(got[:, i], expected, **close(dtype))
+    assert torch.as_tensor(cache.length).unique().tolist() == [5]  # nothing is counted yet
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_rows_of_different_lengths_carry_the_same_tree(guided):
+    model = Guided(tiny_gpt(), 1.7) if guided else tiny_gpt()
+    tokens, cond, (depth, ancestors) = random_tokens(model, 3), labels(0, 1, 2), family(TREES["bushy"])
+    nodes = torch.randint(model.vocab_size, (3, len(depth)), generator=seeded(3))
+    cache, lengths = model.new_cache(3, kind=StaticKVCache), [1, 5, 3]
+    model.logits(tokens, cond, cache=cache, n=9)
+    cache.truncate(torch.tensor(lengths))
+    got = model.tree_logits(nodes, depth, ancestors, cache)
+    for b, length in enumerate(lengths):
+        for i in range(len(depth)):
+            alone = torch.cat((tokens[b, : length - 1], nodes[b, branch(ancestors, i)], tokens[b, :1]))[None]
+            expected = model.logits(alone, cond[b : b + 1])[:, -1]
+            torch.testing.assert_close(got[b : b + 1, i], expected, **close(torch.float64))
+
+
+@pytest.mark.parametrize("kind", [KVCache, StaticKVCache])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_branch_that_is_kept_was_as_good_as_fed(kind, guided):
+    model = Guided(tiny_gpt(), 1.7) if guided else tiny_gpt()
+    tokens, cond, (depth, ancestors) = random_tokens(model, 2), labels(0, 2), family(TREES["two branches"])
+    nodes = torch.randint(model.vocab_size, (2, 5), generator=seeded(3))
+    nodes[:, [0, 3, 4]] = tokens[:, 4:7]  # the second branch is right
+    cache = model.new_cache(2, kind=kind)
+    model.logits(tokens, cond, cache=cache, n=5)
+    model.tree_logits(nodes, depth, ancestors, cache)
+    cache.keep(torch.tensor([[0, 3, 4], [0, 3, 4]]))
+    rest = model.logits(tokens, cond, cache=cache, n=4)
+    torch.testing.assert_close(rest, model.logits(tokens, cond)[:, 8:], **close(torch.float64))
+
+
+def test_each_row_keeps_its_own_branch_and_may_keep_less():
+    model, (depth, ancestors) = tiny_gpt(), family(TREES["two branches"])
+    tokens = random_tokens(model, 2)
+    nodes = torch.randint(model.vocab_size, (2, 5), generator=seeded(3))
+    nodes[0, [0, 3, 4]], nodes[1, [0, 1]] = tokens[0, 4:7], tokens[1, 4:6]
+    cache = model.new_cache(2, kind=StaticKVCache)
+    model.logits(tokens, cache=cache, n=5)
+    model.tree_logits(nodes, depth, ancestors, cache)
+    cache.keep(torch.tensor([[0, 3, 4], [0, 1, 2]]))
+    cache.truncate(torch.tensor([8, 7]))
+    rest, full = model.logits(tokens, cache=cache, n=4), model.logits(tokens)
+    for b, length in enumerate((8, 7)):
+        torch.testing.assert_close(rest[b], full[b, length : length + 4], **close(torch.float64))
+
+
+def test_a_tree_hangs_on_a_caption_as_well():
+    model = tiny_gpt(num_classes=7, cond_length=3)
+    prefix, words = random_tokens(model, 1, 5), torch.tensor([[2, 6, 1]])
+    depth, ancestors = family(TREES["two branches"])
+    nodes, cache = torch.randint(model.vocab_size, (1, 5), generator=seeded(3)), model.new_cache(1)
+    model.logits(prefix, words, cache=cache, n=5)
+    got = model.tree_logits(nodes, depth, ancestors, cache)
+    for i in range(5):
+        alone = torch.cat((prefix[:, :4], nodes[:, branch(ancestors, i)], prefix[:, :1]), dim=1)
+        torch.testing.assert_close(got[:, i], model.logits(alone, words)[:, -1], **close(torch.float64))

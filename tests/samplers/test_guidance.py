@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny import close, markov_bench, seeded, tiny_gpt
+from tiny import close, markov_bench, seeded, tiny_gpt, wild
 
+from minimal.ar.any_subset import AnySubsetGPT, ranks
 from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.samplers.any_subset import sample_any_subset
 from minimal.samplers.cached import sample_cached, sample_uncached
 from minimal.samplers.cuda_graph import sample_static
 from minimal.samplers.guidance import Guided, constant, cosine, interval, linear
@@ -125,6 +127,21 @@ def test_a_guided_image_of_the_null_class_is_an_unguided_one():
     model, cond = tiny_gpt(), torch.full((4,), 3)
     guided = sample_cached(Guided(model, 3.0), 4, cond=cond, generator=seeded(0)).tokens
     assert torch.equal(guided, sample_cached(model, 4, generator=seeded(0)).tokens)
+
+
+def test_an_any_subset_model_is_guided_where_it_is_asked():
+    model = wild(AnySubsetGPT(5, 12, num_classes=3, grid_width=4, dim=16, layers=2, heads=2), 7).double()
+    tokens, cond = case()[1:]
+    asked, levels = torch.tensor([[3, 9]]).expand(4, -1), ranks(tokens > 2)
+    places = dict(asked=asked, levels=levels)
+    conditional, null = model.logits(tokens, cond, **places), model.logits(tokens, **places)
+    scale = torch.linspace(0, 3, 12)
+    guided = Guided(model, scale).logits(tokens, cond, **places)
+    expected = null + scale[asked][..., None] * (conditional - null)
+    torch.testing.assert_close(guided, expected, rtol=0, atol=1e-6)  # scales are float32
+    options = dict(k=4, cond=cond, forced=torch.where(tokens > 2, tokens, -1))
+    plain, same = (sample_any_subset(m, 4, generator=seeded(1), **options) for m in (model, Guided(model, 1.0)))
+    assert torch.equal(plain.tokens, same.tokens)
 
 
 def test_guidance_moves_with_its_model():

@@ -8,7 +8,9 @@ from tiny import Markov, counting_chain, seeded, tiny_gpt
 
 from minimal.samplers import jacobi
 from minimal.samplers.cached import sample_cached
-from minimal.samplers.jacobi import sample_jacobi, settled
+from minimal.samplers.jacobi import gumbel_draw, sample_jacobi, settled
+from minimal.samplers.logits import probabilities
+from minimal.statistics import chi_square
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 12])
@@ -44,6 +46,37 @@ def test_each_row_settles_as_if_it_were_alone():
         assert torch.equal(alone.tokens[0], together.tokens[i])
         passes.append(alone.trace.forwards["target"])
     assert together.trace.forwards["target"] == max(passes) and together.trace.rows["target"] == sum(passes)
+
+
+# Gumbel noise
+
+
+def one_by_one(model, noise, cond=None, **filters):
+    """Sequential sampling by the Gumbel rule, spelled out: noise (n, N, V)."""
+    canvas = torch.zeros(noise.shape[:2], dtype=torch.long)
+    for j in range(model.length):
+        p = probabilities(model.logits(canvas, cond)[:, j], **filters)
+        canvas[:, j] = (p.log() - (-noise[:, j].log()).log()).argmax(-1)
+    return canvas
+
+
+@pytest.mark.parametrize("filters", [{}, {"temperature": 0}, {"temperature": 1.3, "top_k": 3}], ids=str)
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_with_gumbel_noise_the_samples_are_those_of_the_gumbel_rule_one_by_one(block, filters):
+    model, n = tiny_gpt(), 6
+    expected = one_by_one(model, torch.rand(n, 12, 5, generator=seeded(1)), **filters)
+    for guess in (None, (expected + 1) % 5):
+        sample = sample_jacobi(model, n, block=block, guess=guess, gumbel=True, generator=seeded(1), **filters)
+        assert torch.equal(sample.tokens, expected)
+
+
+def test_gumbel_noise_selects_tokens_as_often_as_they_should_be():
+    logits = torch.randn(6, generator=seeded(0))
+    u = torch.rand(50_000, 6, generator=seeded(1))
+    counts = gumbel_draw(logits.expand_as(u), u, temperature=1.5).bincount(minlength=6)
+    assert chi_square(counts, probabilities(logits, temperature=1.5)).p_value > 0.01
+    assert chi_square(counts, probabilities(logits)).p_value < 1e-6
+    assert gumbel_draw(logits, torch.zeros(6).index_fill(0, torch.tensor(3), 0.5)) == 3  # the number 0 never wins
 
 
 # How many passes

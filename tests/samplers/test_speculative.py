@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Markov, markov_bench, seeded, tiny_gpt
 
+from minimal import checkpoints
 from minimal.samplers import speculative
 from minimal.samplers.cached import sample_cached
 from minimal.samplers.guidance import Guided
 from minimal.samplers.logits import inverse_cdf, probabilities
-from minimal.samplers.speculative import sample_speculative, verify
+from minimal.samplers.speculative import sample_speculative, verify, verify_greedy
 from minimal.statistics import chi_square, enumerate_joint, sequence_index
 
 # The rule, exactly. With probabilities in parts of 1/3 (or 1/4) every threshold p / q and every step of a residual's
@@ -91,6 +92,15 @@ def test_a_refusal_by_rounding_alone_draws_from_the_target():
     for u, expected in ((0.2, 0), (0.8, 1)):
         kept, token = verify(p, q, torch.tensor([[0]]), coins, torch.full((1, 2), u))
         assert kept.tolist() == [0] and token.tolist() == [expected]
+
+
+def test_at_temperature_zero_the_rule_is_to_keep_what_the_target_would_have_chosen():
+    logits = torch.randint(3, (500, 4, 3), generator=seeded(0)).float()  # with many ties
+    drafts, coins = torch.randint(3, (500, 3), generator=seeded(1)), torch.rand(500, 4, generator=seeded(2))
+    p = probabilities(logits, temperature=0)
+    q = torch.nn.functional.one_hot(drafts, 3).float()
+    for mine, theirs in zip(verify_greedy(logits, drafts), verify(p, q, drafts, coins[:, :3], coins)):
+        assert torch.equal(mine, theirs)
 
 
 # The sampler, on enumerable targets
@@ -198,6 +208,18 @@ def test_greedy_tokens_are_those_of_plain_greedy_decoding(k, task):
         assert torch.equal(sample_speculative(model, draft, n, k=k, generator=seeded(0), **options).tokens, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target, draft", [("digits_ar", "digits_draft"), ("pydoc_ar", "pydoc_draft")])
+def test_greedy_tokens_of_the_shipped_models_are_those_of_plain_greedy_decoding(target, draft):
+    target, draft = checkpoints.load(target).double(), checkpoints.load(draft).double()
+    prompt = torch.randint(target.vocab_size, (4, 8), generator=seeded(0))
+    options = dict(temperature=0, prompt=prompt, cond=torch.arange(4) if target.num_classes else None)
+    expected = sample_cached(target, 4, **options).tokens
+    sample = sample_speculative(target, draft, 4, k=8, **options)
+    assert torch.equal(sample.tokens, expected)
+    assert sample.trace.rows["target"] < 0.45 * (expected.numel() - prompt.numel())
+
+
 @pytest.mark.parametrize("filters", [{}, {"temperature": 1.5, "top_p": 0.7}], ids=["plain", "filtered"])
 @pytest.mark.parametrize("k", [1, 3, 5, 12])
 def test_a_draft_equal_to_the_target_is_always_believed(k, filters):
@@ -290,7 +312,9 @@ def test_low_precision_models_sample_tokens_of_the_vocabulary():
         (tiny_gpt, {"k": 0}, "k is 0; draft between 1 and 12"),
         (tiny_gpt, {"k": 13}, "k is 13"),
         (tiny_gpt, {"top_p": 0}, "top_p is 0"),
+        (tiny_gpt, {"temperature": -1}, "temperature is -1; give 0 for greedy"),
         (tiny_gpt, {"prompt": torch.zeros(3, 2, dtype=torch.long)}, "2 samples from 3 prompts"),
+        (tiny_gpt, {"prompt": torch.zeros(2, 13, dtype=torch.long)}, "13 tokens are longer than the context of 12"),
         (lambda: tiny_gpt(num_classes=0), {"cond": torch.tensor([1, 2])}, "labels run from 1 to 2"),
     ],
 )
