@@ -1,16 +1,16 @@
 """What a decode step must read and compute, what the machine can do, and the least time that follows (id `kv-cache`).
 
 A step with n new tokens in each of B rows reads every weight once, whatever B and n, and the cached keys and values of
-each row once. It does about two operations per weight and new token. With W weights, L layers, H query heads, G key-value
-heads of d channels, T keys per row and s bytes per number:
+each row once. It does about two operations per weight and new token. With W weights, L layers, H query heads, G
+key-value heads of d channels, T keys per row and s bytes per number:
 
     bytes       W s  +  2 L G d T B s
     operations  2 W B n  +  4 L H d T B n
     seconds    >= max(operations / F, bytes / M),     F operations and M bytes per second (the roofline)
 
 Operations per byte are the *arithmetic intensity*; below F / M a step waits for memory. Batching and checking several
-guesses at once raise it for the weights, grouped queries (2305.13245) for the cache. What the two terms leave out is the
-price of calling an operator at all: `count_operators` counts the calls.
+guesses at once raise it for the weights, grouped queries (2305.13245) for the cache. What the two terms leave out is
+the price of calling an operator at all: `count_operators` counts the calls.
 """
 
 import time
@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimal.nn.token_model import TokenModel
+from minimal.samplers.capture import Operators
 
 
 class Bytes(NamedTuple):
@@ -118,24 +118,25 @@ def best_seconds(run: Callable[[], object], device: torch.device | str = "cpu", 
 # The calls
 
 
-class CountOperators(TorchDispatchMode):
-    """Counts the operators that compute something, by name; views cost a fraction and are counted apart, as "view"."""
+class CountOperators(Operators):
+    """Counts operators by name; views compute nothing and are counted together, as "view"."""
 
     def __init__(self):
         super().__init__()
         self.calls = Counter()
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"):
-            with self:  # a composition, such as linear: count its parts
-                return operator.decompose(*args, **kwargs)
-        self.calls["view" if operator.is_view else operator.overloadpacket.__name__] += 1
-        return operator(*args, **kwargs)
+    def see(self, op, args, kwargs):
+        name = op.overloadpacket.__name__
+        self.calls["view" if op.is_view or name == "_unsafe_view" else name] += 1
+        return op(*args, **kwargs)
 
 
+@torch.no_grad()
 def count_operators(run: Callable[[], object]) -> Counter:
-    """How often `run()` calls each operator, such as {"mm": 33, "add": 16, "view": 210}."""
+    """How often `run()` calls each operator, such as {"mm": 33, "add": 16, "view": 210}.
+
+    Count a function that does not switch inference mode on: there, taking operators apart makes copies that are none.
+    """
     with CountOperators() as counter:
         run()
     return counter.calls

@@ -382,6 +382,8 @@ assert distance["mean flow, 1 step"] < 0.5 * distance["flow, 1 step"]
 #
 # Forty images from each sampler, under classifier-free guidance (which every sampler accepts, since it changes the model and not the
 # way of drawing). The last column of numbers asks a judge, a small classifier that saw none of this, whether it sees the intended digit.
+# Four rows are new here, and have chapters of their own in Part 5a: several drafts at once, Jacobi with a memory for phrases (lookahead), a
+# step that a GPU can record and replay, and a network that fills any set of holes and drafts for itself.
 
 # %% mystnb={"figure": {"caption": "Every way of drawing, side by side.", "name": "fig-0-01-all"}, "image": {"alt": "Rows of samplers, columns of classes: every sampler of this chapter drew one digit of each class, below a row of real digits."}}
 from minimal.samplers.guidance import Guided
@@ -391,6 +393,7 @@ models = tour.Models(
     pixels=guided("digits_ar"),
     draft=guided("digits_draft"),
     pixel_tokenizer=tokenizer,
+    subset=guided("digits_any_subset"),
     codes=guided("digits_vq_prior"),
     code_tokenizer=vq,
     flow=flow,
@@ -414,14 +417,17 @@ by_name = {r.row.name: r for r in results}
 forwards = {name: r.waits for name, r in by_name.items()}
 work = {name: r.multiply_adds for name, r in by_name.items()}
 
-for name in ("pixels, cached", "pixels, Jacobi"):
-    assert by_name[name].promise == "same tokens"
+for name in ("cached", "Jacobi", "lookahead", "static step"):
+    assert by_name[f"pixels, {name}"].promise == "same tokens"
 assert forwards["pixels, no cache"] == forwards["pixels, cached"] == 64
 assert forwards["pixels, speculative"] < 0.45 * 64
 assert forwards["pixels, Jacobi"] < 0.6 * 64
+assert forwards["pixels, many drafts"] < forwards["pixels, speculative"]
 assert forwards["VQ codes, cached"] == 16 and forwards["mean flow, 1 step"] == 1
 assert work["pixels, Jacobi"] > work["pixels, cached"]
-assert all(r.accuracy >= 0.85 for r in results), {name: r.accuracy for name, r in by_name.items()}
+least = {"pixels, any subset": 0.7}  # another network, and a weaker one
+seen = {name: r.accuracy for name, r in by_name.items()}
+assert all(seen[name] >= least.get(name, 0.85) for name in seen), seen
 print("every promise of this chapter held")
 
 # %% [markdown]
