@@ -36,6 +36,7 @@ def joined(device: str = "cpu"):
         raise ValueError(f"WORLD_SIZE asks for many processes, but they do not meet ({error}); use torchrun") from error
     try:
         yield device
+        dist.barrier()  # nobody leaves while another still listens: taking the group down early may abort its peers
     finally:
         dist.destroy_process_group()
 

@@ -532,7 +532,8 @@ for kind, some in chosen.items():
     print(f"{kind:10s} lookahead takes {ahead / plain:.2f} of the time of cached decoding")
 
 # %% [markdown]
-# Here it wins by the clock too: in a network as small as this one, most of a pass is overhead that does not depend on its width.
+# On such pages it is between even and a quarter faster. That is less than the passes promise, and more than the positions do: in a network
+# as small as this one, much of a pass is overhead that does not depend on its width ([chapter 1](01_caches_and_roofline.ipynb)).
 
 # %% [markdown]
 # ## Jacobi Forcing
