@@ -88,6 +88,11 @@ def test_operators_are_counted_by_name_and_views_together():
     assert calls["view"] == 3 and "linear" not in calls
 
 
+def test_a_product_over_leading_axes_is_one_product_and_views():
+    calls = roofline.count_operators(lambda: torch.ones(2, 3, 4) @ torch.ones(4, 5))
+    assert calls["mm"] == 1 and "_unsafe_view" not in calls
+
+
 @pytest.mark.parametrize("batch, context, n", [(0, 5, 1), (1, 5, 0), (1, 5, 6)])
 def test_sizes_that_fit_no_step_are_refused(batch, context, n):
     for count in (roofline.bytes_per_step, roofline.operations_per_step):

@@ -260,11 +260,11 @@ viz.name_ends(ax, ends);
 
 # %% [markdown]
 # Up to a width of 128 the two explain nine tenths of the time or more, and for the small ones calls are nearly all of it. At 256 they
-# explain about three quarters, at 512 half: the weights no longer fit into the processor's cache, and a product with a single row reads them more slowly than a copy would
+# explain three quarters or a little more, at 512 half: the weights no longer fit into the processor's cache, and a product with a single row reads them more slowly than a copy would
 # (`minimal bench decode` measures such bare products). For small networks it is the other way round. Their weights do lie in that cache,
 # and come faster than $M$ says, so the true bound is lower still and the case against calls stronger.
 #
-# ## Rows are nearly free
+# ## Rows cost less than their number
 #
 # What if a pass does more? A step over $B$ rows of a batch reads the weights *once* for all of them, and makes as many calls. So does a
 # pass over $n$ positions of one sequence. Only the cache differs: each row of a batch has a cache of its own, whereas $n$ positions of one
@@ -566,7 +566,7 @@ else:
 #
 # * A decode step reads every weight and every cached number once, and does about half an operation per byte: it could only ever wait for memory.
 # * In a small network it does not even do that. Time goes to calls of operators, and fewer calls are the first thing to save.
-# * More rows, or more positions of one row, share weights and calls. They are nearly free, and that is what guessing and batching spend.
+# * More rows, or more positions of one row, share weights and calls. They cost far less than their number, and that is what guessing and batching spend.
 # * Caches are paid in bytes per position, $2 L G d s$: concatenation copies them again and again, grouped queries divide them, a window bounds them.
 # * A roofline compares a program with its machine instead of with another program.
 #
