@@ -10,6 +10,7 @@ from minimal.nn.cache import KVCache
 from minimal.nn.masks import not_after
 from minimal.nn.rope import rotary
 from minimal.nn.token_model import TokenModel
+from minimal.statistics import sequence_index
 
 
 def seeded(seed):
@@ -102,6 +103,14 @@ class Markov(TokenModel):
 
     def new_cache(self, batch, capacity=None, kind=KVCache):
         return kind(1, batch, 1, capacity or self.length, 1)
+
+
+def sequence_counts(sample, model, n, seed):
+    """How often each sequence of `model` came (V^N,) in five samples, each `sample(n / 5, generator=)`; and these."""
+    generator = seeded(seed)
+    samples = [sample(n // 5, generator=generator) for _ in range(5)]
+    tokens = torch.cat([each.tokens for each in samples])
+    return sequence_index(tokens, model.vocab_size).bincount(minlength=model.vocab_size**model.length), samples
 
 
 def markov_bench(seed, vocab_size=4, length=5, classes=0, dtype=torch.float32):

@@ -20,7 +20,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
 from minimal.nn.masks import not_after
 from minimal.nn.module import arguments
@@ -54,16 +53,11 @@ class AnyOrderGPT(TokenModel):
         self.label_dropout = label_dropout
         self.embedding = nn.Embedding(vocab_size + num_classes + 1, dim)  # tokens, then labels, then the null class
         self.instruction = nn.Embedding(length, dim)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, kv_heads, hidden, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.add_trunk(dim, layers, heads, kv_heads, hidden, dropout)
         coordinates = raster_coordinates(length, grid_width)
         front = torch.full_like(coordinates[:1], -1)  # the label stands above and left of the picture
         self.register_buffer("coordinates", torch.cat((coordinates, front)), persistent=False)
         self.register_buffer("order", torch.arange(length), persistent=False)
-        init_weights(self, layers)
-        nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
     @property
     def levels(self) -> Tensor:

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from minimal.ar.masked import hide, uniform
-from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
 from minimal.nn.labels import drop_labels
 from minimal.nn.masks import before, not_after
@@ -76,15 +75,10 @@ class AnySubsetGPT(TokenModel):
         self.label_dropout = label_dropout
         self.embedding = nn.Embedding(vocab_size + num_classes + 1, dim)  # tokens, then labels, then the null class
         self.query = nn.Embedding(length, dim)  # what a query starts from: its place
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, None, hidden, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.add_trunk(dim, layers, heads, None, hidden, dropout)
         coordinates = raster_coordinates(length, grid_width)
         front = torch.full_like(coordinates[:1], -1)  # the label stands above and left of the picture
         self.register_buffer("coordinates", torch.cat((front, coordinates)), persistent=False)
-        init_weights(self, layers)
-        nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
     @property
     def levels(self) -> Tensor:

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
 from minimal.nn.labels import drop_labels
 from minimal.nn.module import arguments
@@ -81,15 +80,10 @@ class MaskedTransformer(TokenModel):
         self.embedding = nn.Embedding(vocab_size + 1, dim)  # the last is MASK
         self.labels = nn.Embedding(num_classes + 1, dim)  # the last is the null class
         self.place = nn.Embedding(length, dim)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, None, hidden, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.add_trunk(dim, layers, heads, None, hidden, dropout)
         coordinates = raster_coordinates(length, grid_width)
         front = torch.full_like(coordinates[:1], -1)  # the label stands above and left of the picture
         self.register_buffer("coordinates", torch.cat((front, coordinates)), persistent=False)
-        init_weights(self, layers)
-        nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
     @property
     def mask(self) -> int:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
 from minimal.nn.masks import ancestor, not_after
 from minimal.nn.module import arguments
@@ -53,18 +52,13 @@ class RasterGPT(TokenModel):
         self.vocab_size, self.length, self.num_classes = vocab_size, length, num_classes
         self.label_dropout, self.cond_length = label_dropout, cond_length
         self.embedding = nn.Embedding(vocab_size + num_classes + 1, dim)  # tokens, then labels, then the null class
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, kv_heads, hidden, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.add_trunk(dim, layers, heads, kv_heads, hidden, dropout)
         # A token stands where it stands in the picture, the condition in a row above, left of it.
         # Guesses may run over the end by the length of an example, see speculative.py.
         coordinates = raster_coordinates(2 * length, grid_width)
         front = torch.full((cond_length, coordinates.shape[1]), -1)
         front[:, -1] = torch.arange(-cond_length, 0)
         self.register_buffer("coordinates", torch.cat((front, coordinates)), persistent=False)
-        init_weights(self, layers)
-        nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
     @property
     def levels(self) -> Tensor:

@@ -168,6 +168,11 @@ class StaticKVCache(KVCache):
         self.length[row] = 0
 
 
+def ragged(n: int) -> type[KVCache]:
+    """The cache for `n` rows that advance at their own pace. One row alone needs no lengths per row."""
+    return KVCache if n == 1 else StaticKVCache
+
+
 class SlidingKVCache(KVCache):
     """The first `sinks` keys and a ring of the last `window - sinks`.
 

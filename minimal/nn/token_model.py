@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimal.nn.blocks import Block, init_weights
 from minimal.nn.cache import KVCache
 from minimal.nn.labels import check_labels, drop_labels
 
@@ -40,6 +41,17 @@ class TokenModel(nn.Module):
         to M - 1, or the next `n` of each row. `cond=None` means the null class.
         """
         raise NotImplementedError
+
+    def add_trunk(
+        self, dim: int, layers: int, heads: int, kv_heads: int | None, hidden: int | None, dropout: float
+    ) -> None:
+        """Blocks, a norm and a head, behind the embeddings that are there already; and the first weights of all."""
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, heads, kv_heads, hidden, dropout) for _ in range(layers))
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.head = nn.Linear(dim, self.vocab_size, bias=False)
+        init_weights(self, layers)
+        nn.init.zeros_(self.head.weight)  # the first prediction is uniform
 
     def logprob(self, tokens: Tensor, cond: Tensor | None = None) -> Tensor:
         """Exact log-likelihood (B,) in nats."""

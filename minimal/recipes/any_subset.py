@@ -8,38 +8,20 @@ from torch import Tensor, nn
 from minimal import processes
 from minimal.ar.any_subset import AnySubsetGPT
 from minimal.data import Images
-from minimal.recipes.start import digits, pixel_tokenizer, shifted
+from minimal.recipes.start import digits, fit_averaged, pixel_tokenizer, shifted
 from minimal.recipes.text import anywhere, pydoc, windows
-from minimal.train import EMA, adamw, fit
 
 Trained = tuple[nn.Module, dict[str, float]]
 Held = tuple[Tensor, Tensor | None]  # tokens (B, N) and labels (B,)
 
 
-def fit_subsets(
-    model: AnySubsetGPT,
-    batch: Callable[[int, torch.Generator], tuple],
-    held_out: Held,
-    *,
-    steps: int,
-    lr: float,
-    batch_size: int,
-    seed: int = 0,
-    **options,
-):
+def fit_subsets(model: AnySubsetGPT, batch: Callable[[int, torch.Generator], tuple], held_out: Held, **options):
     """Train on batches; keep the averaged weights that are best on `held_out`, with the same holes each time."""
-    return fit(
-        model,
-        batch,
-        adamw(model, lr),
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        ema=EMA(model, 0.995),
-        validate=lambda step: model.loss(*held_out, generator=torch.Generator().manual_seed(0))[0].item(),
-        validate_every=max(1, min(200, steps // 4)),
-        **options,
-    )
+
+    def nats(step: int) -> float:
+        return model.loss(*held_out, generator=torch.Generator().manual_seed(0))[0].item()
+
+    return fit_averaged(model, batch, nats, **options)
 
 
 @processes.by_first

@@ -16,11 +16,11 @@ from minimal.ar.scale import NextScale
 from minimal.data.frozen import SPLITS
 from minimal.metrics import batched, frechet_distance, label_accuracy
 from minimal.nn.token_model import TokenModel
+from minimal.recipes.start import fit_averaged
 from minimal.recipes.tokenizers import singles
 from minimal.samplers.cached import sample_cached
 from minimal.samplers.guidance import Guided
 from minimal.samplers.trace import Sample, multiply_adds
-from minimal.train import EMA, adamw, fit
 
 Trained = tuple[nn.Module, dict[str, float]]
 SIZE = dict(dim=128, layers=4, heads=4, dropout=0.1)
@@ -61,18 +61,7 @@ def fit_generator(
     def nats(step: int) -> float:
         return model.loss(held_out[:500], labels[:500])[0].item()
 
-    return fit(
-        model,
-        train,
-        adamw(model, lr),
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        ema=EMA(model, 0.995),
-        validate=nats,
-        validate_every=max(1, min(200, steps // 4)),
-        **options,
-    )
+    return fit_averaged(model, train, nats, steps=steps, lr=lr, batch_size=batch_size, seed=seed, **options)
 
 
 def nats_per_image(model: TokenModel, codes: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -48,16 +48,34 @@ def fit_tokens(
     def nats_per_token(step: int) -> float:
         return -logprob(model, held_out, labels).mean().item() / model.length
 
+    batch = shifted(train, encode, device)
+    return fit_averaged(
+        model, batch, nats_per_token, steps=steps, lr=lr, batch_size=batch_size, seed=seed, every=100, **options
+    )
+
+
+def fit_averaged(
+    model: nn.Module,
+    data: Callable | tuple[Tensor, ...],
+    validate: Callable[[int], float],
+    *,
+    steps: int,
+    lr: float,
+    every: int = 200,
+    **options,
+):
+    """`fit` as token models are trained: averaged weights, of which those stay that are best on validation.
+
+    Validated every `every` steps, and at least four times.
+    """
     return fit(
         model,
-        shifted(train, encode, device),
+        data,
         adamw(model, lr),
         steps=steps,
-        batch_size=batch_size,
-        seed=seed,
         ema=EMA(model, 0.995),
-        validate=nats_per_token,
-        validate_every=max(1, min(100, steps // 4)),
+        validate=validate,
+        validate_every=max(1, min(every, steps // 4)),
         **options,
     )
 

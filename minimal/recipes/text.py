@@ -12,7 +12,7 @@ from minimal import processes
 from minimal.ar.raster import RasterGPT
 from minimal.data import Text, load
 from minimal.nn.token_model import TokenModel
-from minimal.train import EMA, adamw, fit
+from minimal.recipes.start import fit_averaged
 
 Trained = tuple[nn.Module, dict[str, float]]
 LENGTH = 288
@@ -56,16 +56,14 @@ def fit_text(
     def batch(batch_size: int, generator: torch.Generator) -> tuple[Tensor]:
         return (anywhere(train, batch_size, model.length, generator).to(device),)
 
-    return fit(
+    return fit_averaged(
         model,
         batch,
-        adamw(model, lr),
+        lambda step: nats_per_character(model, held_out),
         steps=steps,
+        lr=lr,
         batch_size=batch_size,
         seed=seed,
-        ema=EMA(model, 0.995),
-        validate=lambda step: nats_per_character(model, held_out),
-        validate_every=max(1, min(200, steps // 4)),
         **options,
     )
 

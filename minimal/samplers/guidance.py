@@ -55,15 +55,16 @@ class Guided(nn.Module):
         position = places["asked"] if "asked" in places else self.positions(tokens, cache, n)
         both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
         places = {name: place.repeat(2, 1) for name, place in places.items()}
-        conditional, null = self.model.logits(tokens.repeat(2, 1), both, cache=cache, n=n, **places).chunk(2)
-        scale = self.scale[position.clamp(max=self.length - 1)][..., None].to(null.dtype)
-        return torch.lerp(null, conditional, scale)
+        return self.mix(self.model.logits(tokens.repeat(2, 1), both, cache=cache, n=n, **places), position)
 
     def tree_logits(self, inputs: Tensor, depth: Tensor, ancestors: Tensor, cache: KVCache) -> Tensor:
         """Guided logits behind each node of a tree of tokens, as the inner model's."""
         both = self.model.tree_logits(inputs.repeat(2, 1), depth, ancestors, cache)
+        return self.mix(both, (cache.positions(1) + depth).expand(2 * len(inputs), -1)[: len(inputs)])
+
+    def mix(self, both: Tensor, position: Tensor) -> Tensor:
+        """Logits (B, n, V) from those of both halves (2B, n, V), at the scale of each `position` (n,) or (B, n)."""
         conditional, null = both.chunk(2)
-        position = (cache.positions(1) + depth).expand(2 * len(inputs), -1)[: len(inputs)]
         scale = self.scale[position.clamp(max=self.length - 1)][..., None].to(null.dtype)
         return torch.lerp(null, conditional, scale)
 

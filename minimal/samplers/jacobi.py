@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import draw, filter_logits, uniform_noise
 from minimal.samplers.trace import Sample, Trace
@@ -74,7 +74,7 @@ def sample_jacobi(
     choose, numbers = (gumbel_draw, model.vocab_size) if gumbel else (draw, 1)
     noise = uniform_noise(n, N, generator, device, numbers=numbers)
     noise = F.pad(noise, (0, 0, 0, block), value=0.5)
-    cache = model.new_cache(n, N + block, KVCache if n == 1 else StaticKVCache)
+    cache = model.new_cache(n, N + block, ragged(n))
     row = torch.arange(n, device=device)[:, None]
     lacks = first  # rows before the next position that the cache has not seen
     length = torch.full((n,), first, device=device)

@@ -13,10 +13,12 @@ longest right chain and the token drawn behind it are final: at least 1 and at m
 `sample_cached` at every temperature. No second model, but (W + g) (N - 1) positions a pass in place of one.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import draw, uniform_noise
 from minimal.samplers.trace import Sample, Trace
@@ -38,6 +40,7 @@ class Pool:
         return self.phrases.get(token, [])
 
 
+@functools.cache
 def tree(W: int, N: int, g: int) -> tuple[Tensor, Tensor]:
     """Depth (m,) and ancestors (m, m) of the window, row by row, and of g chains behind node 0, the last final one."""
     row, column = torch.arange(N - 1).repeat_interleave(W), torch.arange(W).repeat(N - 1)
@@ -84,7 +87,7 @@ def sample_lookahead(
     canvas, first = new_canvas(model, n, cond, prompt, spare=W + N, **filters)
     end, M, device = model.length, N - 1, canvas.device
     noise = torch.cat((uniform_noise(n, end, generator, device), torch.zeros(n, W + N, device=device)), dim=1)
-    cache = model.new_cache(n, end + (W + g) * M, KVCache if n == 1 else StaticKVCache)
+    cache = model.new_cache(n, end + (W + g) * M, ragged(n))
     image, ahead = torch.arange(n, device=device)[:, None], torch.arange(N, device=device)
     iterates = canvas[:, None].repeat(1, M, 1)  # (n, M, places): the last M passes, by place
     pools = [Pool(g) for _ in range(n)]

@@ -14,11 +14,13 @@ So K, r and P decide how long it takes, never what comes out: the samples of `sa
 is Jacobi decoding, block by block.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.jacobi import settled
 from minimal.samplers.logits import draw, uniform_noise
@@ -26,6 +28,7 @@ from minimal.samplers.lookahead import Pool, longest
 from minimal.samplers.trace import Sample, Trace
 
 
+@functools.cache
 def tree(width: int, P: int, g: int) -> tuple[Tensor, Tensor]:
     """Depth (m,) and ancestors (m, m) of a chain of `width` nodes and P chains of g that hang on its first."""
     chains = [torch.ones(size, size, dtype=torch.bool).tril() for size in (width, *[g] * P)]
@@ -75,7 +78,7 @@ def sample_multi_block(
     canvas, first = new_canvas(model, n, cond, prompt, spare=K * block + g + 1, **filters)
     N, device = model.length, canvas.device
     noise = F.pad(uniform_noise(n, N, generator, device), (0, canvas.shape[1] - N))
-    cache = model.new_cache(n, N + K * block + P * g, KVCache if n == 1 else StaticKVCache)
+    cache = model.new_cache(n, N + K * block + P * g, ragged(n))
     row, along = torch.arange(n, device=device), torch.arange(g + 1, device=device)
     place = torch.arange(canvas.shape[1], device=device)
     length = torch.full((n,), first, device=device)  # tokens that are final

@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import inverse_cdf, probabilities, uniform_noise
 from minimal.samplers.optimal_transport import k_seq_scale, normalised
@@ -172,8 +172,8 @@ def sample_multi_draft(
     noise = uniform_noise(n, N + depth + 1, generator, device, numbers=2 * k + 1)
     canvas = canvas.repeat(k, 1)  # chain c of image i is row c n + i
     cond = None if cond is None else cond.repeat(k)
-    kind = KVCache if n == 1 else StaticKVCache  # the chains of one image are equally long
-    target_cache, draft_cache = (net.new_cache(k * n, N + depth + 1, kind) for net in (model, draft))
+    # the chains of one image are equally long
+    target_cache, draft_cache = (net.new_cache(k * n, N + depth + 1, ragged(n)) for net in (model, draft))
     target_lacks = draft_lacks = first  # rows before the next position that a cache has not seen
     row = torch.arange(n, device=device)
     length = torch.full((n,), first, device=device)

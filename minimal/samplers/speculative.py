@@ -16,7 +16,7 @@ forgotten unseen and made again later from the same numbers, which is sound beca
 import torch
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import inverse_cdf, probabilities, uniform_noise
 from minimal.samplers.trace import Sample, Trace
@@ -71,8 +71,7 @@ def sample_speculative(
     N, device = model.length, canvas.device
     draft.check(canvas[:, :first], cond)
     noise = uniform_noise(n, N + k + 1, generator, device, numbers=3)
-    kind = KVCache if n == 1 else StaticKVCache  # one row needs no lengths per row
-    target_cache, draft_cache = model.new_cache(n, N + k + 1, kind), draft.new_cache(n, N + k + 1, kind)
+    target_cache, draft_cache = (net.new_cache(n, N + k + 1, ragged(n)) for net in (model, draft))
     target_lacks = draft_lacks = first  # rows before the next position that a cache has not seen
     row, ahead = torch.arange(n, device=device)[:, None], torch.arange(k + 1, device=device)
     greedy = filters.get("temperature") == 0

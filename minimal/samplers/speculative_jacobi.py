@@ -16,7 +16,7 @@ own number for guesses. Given what is in front of it, that number is still unifo
 import torch
 from torch import Tensor, nn
 
-from minimal.nn.cache import KVCache, StaticKVCache
+from minimal.nn.cache import ragged
 from minimal.samplers.cached import finished, new_canvas
 from minimal.samplers.logits import inverse_cdf, probabilities, uniform_noise
 from minimal.samplers.speculative import verify
@@ -45,7 +45,7 @@ def sample_speculative_jacobi(
     canvas, first = new_canvas(model, n, cond, prompt, spare=block, **filters)
     N, device = model.length, canvas.device
     noise = uniform_noise(n, N + block, generator, device, numbers=3)
-    cache = model.new_cache(n, N + block, KVCache if n == 1 else StaticKVCache)
+    cache = model.new_cache(n, N + block, ragged(n))
     lacks = first  # rows before the next position that the cache has not seen
     row, ahead = torch.arange(n, device=device)[:, None], torch.arange(block, device=device)
     length = torch.full((n,), first, device=device)

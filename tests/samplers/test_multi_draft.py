@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import Markov, markov_bench, seeded, tiny_gpt
+from tiny import Markov, markov_bench, seeded, sequence_counts, tiny_gpt
 
 from minimal import checkpoints
 from minimal.samplers import multi_draft
@@ -25,7 +25,7 @@ from minimal.samplers.optimal_transport import (
     recursive_acceptance,
 )
 from minimal.samplers.speculative import sample_speculative
-from minimal.statistics import chi_square, enumerate_joint, sequence_index
+from minimal.statistics import chi_square, enumerate_joint
 
 THEORY = {
     "k-seq": k_seq_acceptance,
@@ -121,10 +121,7 @@ def test_with_no_chain_alive_the_output_is_a_plain_draw_from_the_target(rule):
 
 
 def counts_of(model, draft, n=100_000, *, seed, **options):
-    generator = seeded(seed)
-    samples = [sample_multi_draft(model, draft, n // 5, generator=generator, **options) for _ in range(5)]
-    tokens = torch.cat([sample.tokens for sample in samples])
-    return sequence_index(tokens, model.vocab_size).bincount(minlength=model.vocab_size**model.length), samples
+    return sequence_counts(partial(sample_multi_draft, model, draft, **options), model, n, seed)
 
 
 @pytest.mark.slow

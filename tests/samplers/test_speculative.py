@@ -1,12 +1,13 @@
 """Speculative sampling: the output is the target's, by enumeration of every draft and coin, then by chi-square."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import Markov, markov_bench, seeded, tiny_gpt
+from tiny import Markov, markov_bench, seeded, sequence_counts, tiny_gpt
 
 from minimal import checkpoints
 from minimal.samplers import speculative
@@ -14,7 +15,7 @@ from minimal.samplers.cached import sample_cached
 from minimal.samplers.guidance import Guided
 from minimal.samplers.logits import inverse_cdf, probabilities
 from minimal.samplers.speculative import sample_speculative, verify, verify_greedy
-from minimal.statistics import chi_square, enumerate_joint, sequence_index
+from minimal.statistics import chi_square, enumerate_joint
 
 # The rule, exactly. With probabilities in parts of 1/3 (or 1/4) every threshold p / q and every step of a residual's
 # cumulative distribution is a multiple of 1/6 (or 1/12), so that many midpoints integrate coins and repairs exactly.
@@ -107,10 +108,7 @@ def test_at_temperature_zero_the_rule_is_to_keep_what_the_target_would_have_chos
 
 
 def counts_of(model, draft, n=100_000, *, seed, **options):
-    generator = seeded(seed)
-    samples = [sample_speculative(model, draft, n // 5, generator=generator, **options) for _ in range(5)]
-    tokens = torch.cat([sample.tokens for sample in samples])
-    return sequence_index(tokens, model.vocab_size).bincount(minlength=model.vocab_size**model.length), samples
+    return sequence_counts(partial(sample_speculative, model, draft, **options), model, n, seed)
 
 
 @pytest.mark.slow

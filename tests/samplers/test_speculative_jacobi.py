@@ -1,22 +1,21 @@
 """Speculative Jacobi decoding: the target's distribution for every block, though guesses come from wrong beginnings."""
 
+from functools import partial
+
 import pytest
 import torch
-from tiny import markov_bench, seeded, tiny_gpt
+from tiny import markov_bench, seeded, sequence_counts, tiny_gpt
 
 from minimal.samplers import speculative_jacobi
 from minimal.samplers.cached import sample_cached
 from minimal.samplers.logits import inverse_cdf
 from minimal.samplers.speculative import verify
 from minimal.samplers.speculative_jacobi import sample_speculative_jacobi
-from minimal.statistics import chi_square, enumerate_joint, sequence_index
+from minimal.statistics import chi_square, enumerate_joint
 
 
 def counts_of(model, n=100_000, *, seed, **options):
-    generator = seeded(seed)
-    samples = [sample_speculative_jacobi(model, n // 5, generator=generator, **options) for _ in range(5)]
-    tokens = torch.cat([sample.tokens for sample in samples])
-    return sequence_index(tokens, model.vocab_size).bincount(minlength=model.vocab_size**model.length), samples
+    return sequence_counts(partial(sample_speculative_jacobi, model, **options), model, n, seed)
 
 
 @pytest.mark.slow
