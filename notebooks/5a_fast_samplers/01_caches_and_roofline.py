@@ -54,16 +54,13 @@ gpt = checkpoints.load("pydoc_ar")
 T = 144  # keys that the step attends to, its own included
 L, attention = len(gpt.blocks), gpt.blocks[0].attention
 H, G, d, width = attention.heads, attention.kv_heads, attention.head_dim, gpt.head.in_features
-W = (
-    sum(p.numel() for p in gpt.parameters()) - gpt.embedding.weight.numel()
-)  # a row, not the table
+table = gpt.embedding.weight.numel()  # of which a step reads one row
+W = sum(p.numel() for p in gpt.parameters()) - table
 s = 4  # bytes of a number
 
 by_hand = (W * s + width * s, 2 * L * G * d * T * s)
 assert tuple(bytes_per_step(gpt, context=T)) == by_hand
-matrices = (
-    sum(p.numel() for p in gpt.parameters() if p.ndim == 2) - gpt.embedding.weight.numel()
-)
+matrices = sum(p.numel() for p in gpt.parameters() if p.ndim == 2) - table
 operations = 2 * matrices + 4 * L * H * d * T
 assert operations_per_step(gpt, context=T) == operations
 
@@ -168,9 +165,7 @@ def blame(model, repeats=30):
 
 
 torch.manual_seed(0)
-wide = RasterGPT(
-    96, 288, dim=512, layers=8, heads=16
-).eval()  # random: time does not ask what weights say
+wide = RasterGPT(96, 288, dim=512, layers=8, heads=16).eval()  # time does not ask for training
 blamed = {
     "width 96": blame(gpt),
     "width 96, fast": blame(FastRaster(gpt)),
@@ -351,9 +346,8 @@ copied = caches[Concatenating].copied
 per_position = 2 * L * G * d * 4
 assert copied == per_position * sum(range(gpt.length))
 print(f"all three equal a full forward; a position is {per_position:,} bytes,")
-print(
-    f"and {copied / 1e6:.0f} MB were copied for {per_position * gpt.length / 1e6:.1f} MB at the end"
-)
+kept = per_position * gpt.length
+print(f"and {copied / 1e6:.0f} MB were copied for {kept / 1e6:.1f} MB at the end")
 
 # %% [markdown]
 # Copying grows with the *square* of the length. `KVCache` allocates once and writes in place. `StaticKVCache` in addition shows the whole buffer
