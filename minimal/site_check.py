@@ -1,4 +1,4 @@
-"""Is the built site whole? Pages there, links and anchors good, pictures described, nothing loaded from elsewhere.
+"""Is the built site whole? Pages there, links good, pictures described, formulas set, nothing loaded from elsewhere.
 
 `problems(folder, expected)` reads the HTML as a browser would and returns one sentence for each fault.
 """
@@ -15,6 +15,8 @@ FOREIGN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?\s*(?:https?:)?//""", re
 FOREIGN_SCRIPT = re.compile(
     r"""(?:from|import|import\(|fetch\(|\.src\s*=|_URL\s*=)\s*["'`](?:https?:)?//""", re.IGNORECASE
 )
+RAW_FORMULA = re.compile(r"\\[a-zA-Z]{2,}")  # a command of TeX, where a reader should see a sign
+VERBATIM = ("pre", "code", "script", "style", "textarea")
 SKIP = ("genindex.html", "search.html")  # made by Sphinx, linked by scripts
 
 
@@ -66,6 +68,9 @@ def page_problems(folder: Path, name: str, soup: BeautifulSoup, anchors: dict[st
         words = (picture.get("alt") or "").strip()
         if len(words.split()) < 2 or words.startswith(("../", "_images")):
             found.append(f"the picture {picture.get('src')} has no description (alt text)")
+    for text in article.find_all(string=RAW_FORMULA):
+        if not text.find_parent(VERBATIM) and not text.find_parent(class_="math"):
+            found.append(f"a formula stands there as it was typed: {text.strip()[:60]}")
     if name not in SKIP and name != "index.html" and not soup.find("h1"):
         found.append("the page has no heading")
     return found

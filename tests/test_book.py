@@ -43,6 +43,7 @@ def test_a_site_in_order_has_no_problems(site):
         ("<img src='pic.png'>", "no description"),
         ("<img src='pic.png' alt='_images/pic.png here'>", "no description"),
         ("<img src='gone.png' alt='Two dots'>", "gone.png does not exist"),
+        (r"<ul><li>c_1 \sum_i $.</li></ul>", "as it was typed"),
         ("<script src='https://cdn.example/x.js'></script>", "from elsewhere"),
         ("<link rel='stylesheet' href='//fonts.example/x.css'>", "from elsewhere"),
         ("<iframe src='http://video.example'></iframe>", "from elsewhere"),
@@ -61,6 +62,12 @@ def test_each_fault_is_found_and_named(site, body, said):
     put("a.html", body)
     [problem] = site_check.problems(folder)
     assert problem.startswith("a.html: ") and said in problem
+
+
+def test_formulas_may_stand_in_mathematics_and_in_code(site):
+    folder, put = site
+    put("a.html", r"<span class='math'>\(\sum_i\)</span><pre>\sum</pre><code><i>\sum</i></code><p>\n and C:\</p>")
+    assert site_check.problems(folder) == []
 
 
 def test_a_missing_page_a_page_without_heading_and_a_foreign_font_are_found(site):
