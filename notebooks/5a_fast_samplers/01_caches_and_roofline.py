@@ -255,7 +255,7 @@ viz.name_ends(ax, ends);
 
 # %% [markdown]
 # Up to a width of 128 the two explain nine tenths of the time or more, and for the small ones calls are nearly all of it. At 256 they
-# explain three quarters or a little more, at 512 half: the weights no longer fit into the processor's cache, and a product with a single row reads them more slowly than a copy would
+# explain three quarters to nine tenths, the more the quieter the machine, at 512 half: the weights no longer fit into the processor's cache, and a product with a single row reads them more slowly than a copy would
 # (`minimal bench decode` measures such bare products). For small networks it is the other way round. Their weights do lie in that cache,
 # and come faster than $M$ says, so the true bound is lower still and the case against calls stronger.
 #

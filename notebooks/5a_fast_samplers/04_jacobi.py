@@ -324,7 +324,9 @@ for name, (model, n, _) in cases.items():
 # falls. If $q$ stood behind the wrong token and $p$ stands behind the right one, the guess was good when $u$ falls into the segments of the
 # same token in both. The *Gumbel rule* gives each token its own number and takes the winner, which is $\sim p$ too:
 #
-# $$y_j = \arg\max_v \bigl(\log p(v) + G_{jv}\bigr), \qquad G = -\log(-\log u), \quad u \text{ of shape } (N, V).$$
+# $$y_j = \arg\max_v \bigl(\log p(v) + G_{jv}\bigr), \qquad G = -\log(-\log u),$$
+#
+# with $u$ of shape $(N, V)$.
 #
 # Grey levels are ordered, characters are not. So one would expect inverse CDF to suit grey levels. Compute the chance of a good guess for
 # both, and for the best coupling there is, $\sum_v \min(p(v), q(v)) = 1 - \mathrm{TV}$, on real pairs: $q$ behind a first, mostly wrong iterate, $p$

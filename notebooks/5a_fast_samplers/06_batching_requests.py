@@ -184,8 +184,8 @@ viz.name_ends(ax, ends)
 # (600 requests are a sample, and they end in a tail with fewer than $S$ running. The formula knows of neither.)
 #
 # A fairer opponent? A static batch may leave finished rows *out* of its passes, though it admits nobody. It then pays for the rows that
-# live. With $c(m) = c_0 + c_1 m$, where $c_0$ is what a step costs in any case and $c_1$ what a row adds, a batch costs $c_0 \max_i \ell_i
-# + c_1 \sum_i \ell_i$. Against this one, only the fixed share of a full step is left of the gain:
+# live. With $c(m) = c_0 + c_1 m$, where $c_0$ is what a step costs in any case and $c_1$ what a row adds, a batch costs
+# $c_0 \max_i \ell_i + c_1 \sum_i \ell_i$. Against this one, only the fixed share of a full step is left of the gain:
 #
 # $$\text{gain} - 1 \;\to\; \frac{c_0}{c_0 + c_1 S} \, (\text{gain} - 1).$$
 #
